@@ -1,0 +1,84 @@
+# make run    builds, serves on 127.0.0.1:8025 into ./mail, metrics on 127.0.0.1:9125
+# make test   passes the tests
+# Both need Python >= 3.11 with venv, a C compiler, and the network for the first install.
+
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := setup.py pyproject.toml fastsmtp/_version.py $(wildcard src_ext/fastsmtp/*.pyx src_ext/fastsmtp/*.pxd src_ext/fastsmtp/*.c src_ext/fastsmtp/*.h)
+# The generated C lies beside its source and must not count as one.
+SOURCES := $(filter-out src_ext/fastsmtp/_%.c,$(SOURCES))
+ARGS ?=
+
+.PHONY: build run test lint format sanitize coverage fuzz bench docs clean
+
+build: .venv/built
+
+.venv/built: $(SOURCES)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "fastsmtp needs Python 3.11 or later; $(PYTHON) is `$(PYTHON) -V 2>&1`. Try: make PYTHON=python3.12" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -e .
+	touch $@
+
+.venv/tested-with: .venv/built
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[test]'
+	touch $@
+
+.venv/linted-with: .venv/tested-with
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[test,lint]'
+	touch $@
+
+run: build
+	$(BIN)/fastsmtp serve --listen 127.0.0.1:8025 --deliver maildir:./mail --metrics 127.0.0.1:9125 $(ARGS)
+
+test: .venv/tested-with
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/linted-with
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/cython-lint src_ext/fastsmtp/*.pyx src_ext/fastsmtp/*.pxd
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest fastsmtp._core fastsmtp._engine fastsmtp._envelope
+
+format: .venv/linted-with
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# A copy of the tree is built with AddressSanitizer and UndefinedBehaviorSanitizer, and runs the tests of the core.
+SANITIZED_TESTS := tests/test_core.py tests/test_dialogue.py tests/test_property.py tests/test_smuggling.py tests/test_connection.py
+SANITIZERS = $$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)
+sanitize: .venv/tested-with
+	$(call copy_tree,build/sanitize)
+	cd build/sanitize && FASTSMTP_SANITIZE=1 ../../$(BIN)/python setup.py -q build_ext --inplace
+	cd build/sanitize && LD_PRELOAD="$(SANITIZERS)" PYTHONMALLOC=malloc \
+	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	  ../../$(BIN)/python -m pytest -p no:cacheprovider $(SANITIZED_TESTS) $(ARGS)
+
+coverage: .venv/tested-with
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[test,coverage]'
+	$(call copy_tree,build/coverage)
+	cd build/coverage && FASTSMTP_COVERAGE=1 ../../$(BIN)/python setup.py -q build_ext --inplace
+	cd build/coverage && ../../$(BIN)/python -m coverage run -m pytest -p no:cacheprovider $(ARGS)
+	cd build/coverage && ../../$(BIN)/python -m coverage combine -q && ../../$(BIN)/python -m coverage report
+
+define copy_tree
+rm -rf $(1)
+mkdir -p $(1)
+cp -R setup.py pyproject.toml README.md LICENSE Makefile ARCHITECTURE.md fastsmtp src_ext tests docs examples benchmarks $(1)
+rm -f $(1)/fastsmtp/*.so $(1)/src_ext/fastsmtp/_*.c
+endef
+
+fuzz: .venv/tested-with
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
+bench: .venv/tested-with
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[test,bench]'
+	$(BIN)/python -m benchmarks $(ARGS)
+
+docs: build
+	$(BIN)/fastsmtp config-docs > docs/configuration.md
+	$(BIN)/python -m fastsmtp.metrics > docs/metrics.md
+
+clean:
+	rm -rf build dist .venv *.egg-info fastsmtp/*.so src_ext/fastsmtp/_*.c

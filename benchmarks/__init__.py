@@ -1,0 +1,1 @@
+"""Benchmarks of fastsmtp beside other servers: run `python -m benchmarks`; README.md tells more."""

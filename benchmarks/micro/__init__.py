@@ -1,0 +1,1 @@
+"""Micro benchmarks of the compiled core, without sockets: `pytest benchmarks/micro`."""

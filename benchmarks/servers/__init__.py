@@ -1,0 +1,1 @@
+"""What the benchmarked servers run: other servers' scripts, and handlers for fastsmtp."""

@@ -1,0 +1,32 @@
+from ssl import SSLObject
+from typing import Any
+
+from fastsmtp.body import Body
+
+class Session:
+    def __init__(self) -> None: ...
+    peer: Any
+    ssl: SSLObject | None
+    host_name: str | None
+    proxy_data: Any
+    auth_data: Any
+    authenticated: bool | None
+    extended_smtp: bool
+    tls: bool
+    # hooks may add attributes of their own
+    def __getattr__(self, name: str) -> Any: ...
+    def __setattr__(self, name: str, value: Any) -> None: ...
+
+class Envelope:
+    def __init__(self) -> None: ...
+    mail_from: str | None
+    mail_options: list[str]
+    rcpt_tos: list[str]
+    rcpt_options: list[str]
+    smtp_utf8: bool
+    body: Body | None
+    content: Any
+    original_content: bytes | None
+    # hooks may add attributes of their own
+    def __getattr__(self, name: str) -> Any: ...
+    def __setattr__(self, name: str, value: Any) -> None: ...

@@ -1,0 +1,293 @@
+"""One connection: a dialogue on a transport of an event loop.
+
+Knows transports, tasks, TLS and both directions of back-pressure: a client that does not read, a hook that is
+slow. Refuses to know the rules of SMTP, which are the dialogue's, and how hooks are found, which is the plan's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any, cast
+
+from fastsmtp._core import Dialogue
+from fastsmtp._engine import ASKS, STAGES, Block, Engine, index
+from fastsmtp.body import Body, Spill
+from fastsmtp.errors import SMTPError
+from fastsmtp.hooks import Plan
+from fastsmtp.replies import NotAReply, from_error, from_lines, from_status
+
+log = logging.getLogger("fastsmtp")
+
+_DATA = ASKS.index("DATA")
+_EHLO = ASKS.index("EHLO")
+_CONNECT = ASKS.index("CONNECT")
+_TLS_OK = index("fastsmtp_tls_handshakes_total", "ok")
+_TLS_FAILED = index("fastsmtp_tls_handshakes_total", "failed")
+_HANDLER_ERRORS = index("fastsmtp_handler_errors_total", STAGES[0])
+
+
+class Site:
+    """What all connections of a worker share beyond the engine.
+
+    ``queues`` says that what answers DATA is a sink, whose result is a queue id. ``on_connection`` is called for
+    each new connection. ``tls`` is for STARTTLS, whose handshake takes at most ``tls_timeout`` seconds.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        hostname: str,
+        queues: bool = False,
+        executor: Executor | None = None,
+        tls: ssl.SSLContext | None = None,
+        tls_timeout: float = 30.0,
+        on_connection: Callable[[], None] | None = None,
+    ) -> None:
+        self.plan = plan
+        self.loop = loop
+        self.hostname = hostname
+        self.queues = queues
+        self.executor = executor
+        self.tls = tls
+        self.tls_timeout = tls_timeout
+        self.on_connection = on_connection
+        self.last_complaint = 0.0
+
+
+class Connection(Dialogue, asyncio.BufferedProtocol):
+    """A client's connection; hooks get it as ``server``."""
+
+    __slots__ = ("_at_eof", "_site", "_implicit_tls", "_paused", "_pending", "transport")
+
+    def __init__(self, engine: Engine, site: Site, implicit_tls: bool = False) -> None:
+        self._site = site
+        self._implicit_tls = implicit_tls
+        self._pending: asyncio.Future[Any] | None = None
+        self._paused = False
+        self._at_eof = False
+        self.transport: asyncio.Transport | None = None
+
+    @property
+    def hostname(self) -> str:
+        """The name this server goes by in greetings."""
+        return self._site.hostname
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that serves this connection."""
+        return self._site.loop
+
+    @property
+    def ehlo_lines(self) -> list[str]:
+        """The lines that EHLO is answered with, for the EHLO hook to change."""
+        name = "EHLO_TLS" if self.session.tls else "EHLO"
+        return self.engine.book[name].decode().splitlines()
+
+    # --- the transport's calls ------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        if self._implicit_tls:
+            self.engine.counters.add(_TLS_OK)
+            self.session.ssl = transport.get_extra_info("ssl_object")
+            self.session.tls = True
+        self.connect(self.transport.write)
+        if self._site.on_connection is not None:
+            self._site.on_connection()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.disconnect()
+        call = self._site.plan.disconnect
+        if call is not None:
+            self.know_peer()
+            try:
+                result = call(self, None, None)
+                if asyncio.iscoroutine(result) or asyncio.isfuture(result):
+                    self._pending = asyncio.ensure_future(result, loop=self._site.loop)
+                    self._pending.add_done_callback(self._disconnected)
+            except Exception as error:
+                self._complain("handle_DISCONNECT", error, STAGES.index("disconnect"))
+        self.transport = None
+
+    def _disconnected(self, future: asyncio.Future[Any]) -> None:
+        self._pending = None
+        if not future.cancelled() and (error := future.exception()) is not None:
+            self._complain("handle_DISCONNECT", error, STAGES.index("disconnect"))
+
+    def eof_received(self) -> bool:
+        # A client may shut its sending side and read on: what it asked before gets its answer.
+        self._at_eof = True
+        return self.asked != 0
+
+    def pause_writing(self) -> None:
+        self.hold_back()
+
+    def resume_writing(self) -> None:
+        self.go_on()
+
+    # --- the dialogue's calls -------------------------------------------------------------------------------
+
+    def hang_up(self) -> None:
+        if self.transport is not None:
+            self.transport.close()
+
+    def pause_reading(self) -> None:
+        if not self._paused and self.transport is not None and not self.transport.is_closing():
+            self._paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._paused and self.transport is not None:
+            self._paused = False
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
+
+    def failed(self, error: Exception) -> None:
+        now = time.monotonic()
+        if (
+            now - self._site.last_complaint >= 1.0
+        ):  # a full disk fails every message: one line a second says it
+            self._site.last_complaint = now
+            log.error("cannot spill a message: %s: %s", type(error).__name__, error)
+
+    def ask(self, kind: int, argument: Any, options: list[str] | None) -> bytes | None:
+        call = self._site.plan.calls[kind]
+        assert call is not None, ASKS[kind]
+        self.know_peer()
+        if kind == _DATA:
+            assert self.envelope is not None
+            self.envelope.body = _body(argument)
+        try:
+            result = call(self, argument, options)
+        except Exception as error:
+            return self._failure(kind, error)
+        if type(result) is str:
+            return self._reply(kind, result)
+        if asyncio.iscoroutine(result):
+            future: asyncio.Future[Any] = self._site.loop.create_task(result)
+        elif asyncio.isfuture(result):
+            future = result
+        else:
+            return self._reply(kind, result)
+        self._pending = future
+        future.add_done_callback(self._done)
+        return None
+
+    def expire(self, state: str) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            log.error("a hook took longer than %g s and was given up", time.monotonic() - self.asked_at)
+            pending.cancel()
+        super().expire(state)
+        if self._at_eof:
+            self.hang_up()
+
+    @property
+    def unsent(self) -> bool:
+        """Whether there are replies that the client has not read."""
+        return self.transport is not None and self.transport.get_write_buffer_size() > 0
+
+    def abort(self) -> None:
+        """Ends the connection now, whatever is unsent."""
+        if self._pending is not None:
+            self._pending.cancel()
+            self._pending = None
+        if self.transport is not None:
+            self.transport.abort()
+
+    def in_thread(self, function: Callable[..., object], *args: object) -> asyncio.Future[object]:
+        """Runs a blocking hook on the worker's threads."""
+        return self._site.loop.run_in_executor(self._site.executor, function, *args)
+
+    def secure(self) -> None:
+        self._pending = self._site.loop.create_task(self._start_tls())
+
+    async def _start_tls(self) -> None:
+        site, transport = self._site, self.transport
+        if site.tls is None or transport is None or transport.is_closing():
+            return
+        try:
+            secured = await site.loop.start_tls(
+                transport, self, site.tls, server_side=True, ssl_handshake_timeout=site.tls_timeout
+            )
+        except (OSError, asyncio.TimeoutError) as error:  # ssl.SSLError is an OSError
+            self.engine.counters.add(_TLS_FAILED)
+            log.info("TLS handshake with %s failed: %s", self.session.peer, error)
+            transport.abort()
+            return
+        finally:
+            self._pending = None
+        if secured is None:  # the client went away meanwhile
+            return
+        self.engine.counters.add(_TLS_OK)
+        self.transport = secured
+        self._paused = False
+        self.secured(secured.get_extra_info("ssl_object"), secured.write)
+
+    # --- answers --------------------------------------------------------------------------------------------
+
+    def _done(self, future: asyncio.Future[Any]) -> None:
+        if future is not self._pending:  # it was given up: its client has an answer
+            if not future.cancelled():
+                future.exception()
+            return
+        self._pending = None
+        kind = self.asked
+        if future.cancelled():
+            reply = self._failure(kind, asyncio.CancelledError("the hook was cancelled"))
+        elif (error := future.exception()) is not None:
+            reply = self._failure(kind, error)
+        else:
+            reply = self._reply(kind, future.result())
+        self.answer(reply)
+        if self._at_eof and not self.asked:
+            self.hang_up()
+
+    def _reply(self, kind: int, result: object) -> bytes:
+        try:
+            if kind == _DATA and self._site.queues:
+                return b"250 2.0.0 Ok: queued as %s\r\n" % cast("str", result).encode()
+            if isinstance(result, (str, bytes)):
+                return from_status(result, kind)
+            if kind == _EHLO and isinstance(result, list):
+                return from_lines(result)
+            if kind == _CONNECT and result is None:
+                return self.engine.book["GREETING"]
+            if isinstance(result, SMTPError):
+                return from_error(result, kind)
+            raise NotAReply(f"{result!r} is no reply")
+        except NotAReply as error:
+            return self._failure(kind, error)
+
+    def _failure(self, kind: int, error: BaseException) -> bytes:
+        if isinstance(error, SMTPError):
+            try:
+                return from_error(error, kind)
+            except NotAReply as bad:
+                error = bad
+        self._complain(f"handle_{ASKS[kind]}", error, kind - 1)
+        return self.engine.book["HANDLER_FAILED"]
+
+    def _complain(self, hook: str, error: BaseException, stage: int) -> None:
+        self.engine.counters.add(_HANDLER_ERRORS + stage)
+        if isinstance(error, NotAReply):
+            log.error("%s gave no reply: %s", hook, error)
+        else:
+            log.error("%s failed: %s: %s", hook, type(error).__name__, error, exc_info=error)
+
+    def know_peer(self) -> None:
+        """Looks the client's address up, once, when somebody is about to be told of the session."""
+        session = self.session
+        if session.peer is None and self.transport is not None:
+            session.peer = self.transport.get_extra_info("peername")
+
+
+def _body(argument: bytes | Block | Spill) -> Body:
+    return argument.body() if isinstance(argument, Spill) else Body.in_memory(argument)

@@ -1,0 +1,106 @@
+"""The exporter: answers ``/metrics`` and ``/healthz`` over HTTP, in a process of its own.
+
+Knows HTTP, and that scrapers can be slow, many or hostile. Refuses to know what is counted and who starts it
+(the supervisor, which starts it again when it dies). It holds no mail: its death costs a scrape.
+"""
+
+import contextlib
+import logging
+import socket
+import sys
+import time
+from http.server import ThreadingHTTPServer
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import MetricsHandler
+
+from fastsmtp.metrics import Block, Collector
+
+log = logging.getLogger(__name__)
+
+# A scrape takes milliseconds; Prometheus itself gives up after 10 s by default.
+REQUEST_TIMEOUT = 10.0
+# Each connection is a thread. Beyond this the oldest is cut off: the newest is the likeliest to be a scraper.
+MAX_CONNECTIONS = 32
+
+
+def serve_metrics(sock: socket.socket, block: Block) -> None:
+    """Answers HTTP requests on ``sock``, a listening socket, for ever.
+
+    ``/metrics``: the block, in the format that the client asks for. ``/healthz``: 200 while at least one
+    worker takes connections, else 503.
+    """
+    registry = CollectorRegistry()
+    registry.register(Collector(block))
+    handler: type[_Handler] = type("Handler", (_Handler,), {"registry": registry, "block": block})
+    with _Server(sock, handler) as server:
+        server.serve_forever()
+
+
+class _Handler(MetricsHandler):
+    """One connection: HTTP/1.0, one request."""
+
+    block: Block
+    timeout = REQUEST_TIMEOUT  # for each read and write; the server limits the whole
+    server_version = "fastsmtp"
+    sys_version = ""
+    error_message_format = "%(code)d %(message)s\n"
+    error_content_type = "text/plain; charset=utf-8"
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == "/metrics":
+            super().do_GET()
+        elif path == "/healthz":
+            up = self.block.any_up
+            self._answer(200 if up else 503, "ok" if up else "no worker takes connections")
+        else:
+            self._answer(404, "not found: there are /metrics and /healthz")
+
+    def _answer(self, status: int, line: str) -> None:
+        body = f"{line}\n".encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "text/plain; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+class _Server(ThreadingHTTPServer):
+    """A thread for each connection, on a socket that someone else bound."""
+
+    def __init__(self, sock: socket.socket, handler: type[_Handler]) -> None:
+        super().__init__(("", 0), handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = sock
+        # A client that is gone between poll and accept must not hold up the others.
+        sock.setblocking(False)
+        self._began: dict[socket.socket, float] = {}
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        for oldest in list(self._began)[: len(self._began) - MAX_CONNECTIONS + 1]:
+            self._cut(oldest)
+        self._began[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._began.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Twice a second: cuts off who reads or writes an octet now and then and so never times out."""
+        limit = time.monotonic() - REQUEST_TIMEOUT
+        for request, began in list(self._began.items()):
+            if began < limit:
+                self._cut(request)
+
+    def _cut(self, request: socket.socket) -> None:
+        """Ends a connection; its thread sees the end of the stream and leaves by itself."""
+        self._began.pop(request, None)
+        with contextlib.suppress(OSError):
+            request.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), OSError):
+            log.exception("exporter: a request from %s failed", client_address)

@@ -1,0 +1,131 @@
+"""Reply books: what the dialogue says, as data.
+
+Knows the texts and codes of each reply (RFC 5321 4.2, RFC 3463), and how a hook's answer is made into one.
+Refuses to know when a reply is given: that is the dialogue's.
+"""
+
+from functools import lru_cache
+
+from fastsmtp._engine import ASKS, Book
+from fastsmtp.errors import SMTPError
+
+_NATIVE = {
+    "MAIL": "250 2.1.0 Ok",
+    "RCPT": "250 2.1.5 Ok",
+    "DATA": "354 End data with <CR><LF>.<CR><LF>",
+    "ACCEPTED": "250 2.0.0 Ok",
+    "RSET": "250 2.0.0 Ok",
+    "NOOP": "250 2.0.0 Ok",
+    "QUIT": "221 2.0.0 Bye",
+    "VRFY": "252 2.0.0 Cannot verify, but will take a message and try",
+    "STARTTLS": "220 2.0.0 Ready to start TLS",
+    "LINE_TOO_LONG": "500 5.5.2 Command line too long",
+    "BARE_NEWLINE": "500 5.5.2 Bare <LF>: a line ends with <CR><LF>",
+    "BAD_SYNTAX": "500 5.5.2 Error: bad syntax",
+    "BAD_OCTETS": "500 5.5.2 Error: octets that no command line may have",
+    "UNKNOWN": "500 5.5.2 Error: command not recognized",
+    "NOT_IMPLEMENTED": "502 5.5.1 Error: command not implemented",
+    "FOREIGN": "421 4.7.0 This is SMTP; closing connection",
+    "HELO_ARGUMENT": "501 5.5.4 Syntax: HELO or EHLO hostname",
+    "NO_ARGUMENT": "501 5.5.4 Error: this command takes no argument",
+    "VRFY_ARGUMENT": "501 5.5.4 Syntax: VRFY <address>",
+    "NEED_HELLO": "503 5.5.1 Error: send HELO or EHLO first",
+    "NESTED_MAIL": "503 5.5.1 Error: nested MAIL command",
+    "NEED_MAIL": "503 5.5.1 Error: need MAIL command",
+    "NEED_RCPT": "503 5.5.1 Error: need RCPT command",
+    "NO_VALID_RCPT": "554 5.5.1 Error: no valid recipients",
+    "MAIL_SYNTAX": "501 5.5.4 Syntax: MAIL FROM:<address> [SP parameters]",
+    "MAIL_ADDRESS": "501 5.1.7 Bad sender address syntax",
+    "RCPT_SYNTAX": "501 5.5.4 Syntax: RCPT TO:<address> [SP parameters]",
+    "RCPT_ADDRESS": "501 5.1.3 Bad recipient address syntax",
+    "PARAMETER_VALUE": "501 5.5.4 Error: parameter given twice or with a bad value",
+    "PARAMETER_UNKNOWN": "555 5.5.4 Error: parameter not recognized",
+    "NEED_SMTPUTF8": "553 5.6.7 Error: this address needs SMTPUTF8",
+    "TOO_BIG_DECLARED": "552 5.3.4 Error: message size exceeds the fixed maximum",
+    "TOO_BIG": "552 5.3.4 Error: too much mail data",
+    "TOO_MANY_RCPT": "452 4.5.3 Error: too many recipients",
+    "NO_ROOM": "452 4.3.1 Insufficient system storage",
+    "CONTENT_NEWLINE": "550 5.5.2 Error: bare <CR> or <LF> in message content",
+    "CONTENT_LINE": "554 5.6.0 Error: line too long in message content",
+    "NEED_STARTTLS": "530 5.7.0 Must issue a STARTTLS command first",
+    "TLS_ACTIVE": "503 5.5.1 Error: TLS already active",
+    "STARTTLS_INJECTION": "554 5.5.0 Error: octets after STARTTLS; closing connection",
+    "TOO_MANY_ERRORS": "421 4.7.0 Error: too many errors; closing connection",
+    "SHUTDOWN": "421 4.3.2 Service shutting down; closing connection",
+    "IDLE": "421 4.4.2 Error: timeout exceeded; closing connection",
+    "HANDLER_FAILED": "451 4.3.0 Error: local error in processing",
+    "HANDLER_TIMEOUT": "451 4.4.5 Error: processing took too long",
+}
+_COMMANDS = ("DATA", "EHLO", "HELO", "HELP", "MAIL", "NOOP", "QUIT", "RCPT", "RSET", "VRFY")
+
+
+def native(
+    hostname: str, *, max_message_size: int = 32 << 20, smtputf8: bool = True, starttls: bool = False
+) -> Book:
+    """The book of fastsmtp's own server: an enhanced status code on every reply that may have one (RFC 2034).
+
+    ``max_message_size`` is in bytes, 0 for any; what is offered at EHLO follows from the arguments.
+    """
+    extensions = ["PIPELINING", f"SIZE {max_message_size}", "ENHANCEDSTATUSCODES", "8BITMIME"]
+    if smtputf8:
+        extensions.append("SMTPUTF8")
+    extensions.append("HELP")
+    commands = " ".join((*_COMMANDS, "STARTTLS") if starttls else _COMMANDS)
+    lines = {
+        "GREETING": [f"220 {hostname} ESMTP fastsmtp"],
+        "HELO": [f"250 {hostname}"],
+        "EHLO": _multiline("250", [hostname, *extensions[:2], *(["STARTTLS"] if starttls else []), *extensions[2:]]),
+        "EHLO_TLS": _multiline("250", [hostname, *extensions]),
+        "HELP": [f"214 2.0.0 Commands: {commands}"],
+        **{name: [text] for name, text in _NATIVE.items()},
+    }
+    return Book({name: "".join(f"{line}\r\n" for line in text).encode() for name, text in lines.items()})
+
+
+def _multiline(code: str, texts: list[str]) -> list[str]:
+    return [f"{code}-{text}" for text in texts[:-1]] + [f"{code} {texts[-1]}"]
+
+
+class NotAReply(ValueError):
+    """What a hook returned is no reply; the text says what it was."""
+
+
+# What an enhanced code is completed to where a hook gives none (RFC 3463): by command, else by class.
+_ENHANCED = {("MAIL", "2"): "2.1.0", ("RCPT", "2"): "2.1.5", ("DATA", "5"): "5.6.0"}
+
+
+@lru_cache(maxsize=1024)
+def from_status(status: str | bytes, kind: int) -> bytes:
+    """The reply, with CRLF, that a hook of ``kind`` (a position in ``ASKS``) means by ``status``.
+
+    A status is a three-digit code and a text, in one or more lines; lines may have the code again. An enhanced
+    code is put in where there is none, but for the hello (RFC 2034 4). Raises ``NotAReply``.
+    """
+    text = status.decode("utf-8", "replace") if isinstance(status, bytes) else status
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n").split("\n")
+    code = lines[0][:3]
+    if not (len(code) == 3 and code.isascii() and code.isdigit() and "2" <= code[0] <= "5"):
+        raise NotAReply(f"{status!r} does not begin with a reply code")
+    texts = [line[4:] if line[:3] == code and line[3:4] in ("", " ", "-") else line for line in lines]
+    command = ASKS[kind]
+    if command not in ("CONNECT", "HELO", "EHLO") and code[0] != "3" and not _is_enhanced(texts[0], code[0]):
+        enhanced = _ENHANCED.get((command, code[0]), f"{code[0]}.0.0")
+        texts = [f"{enhanced} {line}".rstrip() for line in texts]
+    return "".join(f"{line}\r\n" for line in _multiline(code, texts)).encode("utf-8", "surrogateescape")
+
+
+def from_lines(lines: list[str]) -> bytes:
+    """The reply, with CRLF, of lines that have their codes, as an EHLO hook returns them. Raises ``NotAReply``."""
+    if not lines or len({line[:3] for line in lines}) != 1:
+        raise NotAReply(f"{lines!r} are not the lines of one reply")
+    return from_status("\n".join(lines), ASKS.index("EHLO"))
+
+
+def from_error(error: SMTPError, kind: int) -> bytes:
+    """The reply, with CRLF, that a raised ``SMTPError`` is. Raises ``NotAReply``."""
+    return from_status(str(error), kind)
+
+
+def _is_enhanced(text: str, klass: str) -> bool:
+    parts = text.split(" ", 1)[0].split(".")
+    return len(parts) == 3 and parts[0] == klass and all(part.isdigit() and len(part) <= 3 for part in parts)

@@ -1,0 +1,155 @@
+"""The service: puts configuration, sockets, workers, metrics and handlers together.
+
+``serve`` does it in one's own event loop, ``run`` and ``run_service`` with worker processes. Knows what has to be
+there before the first connection. Refuses to know how any part does its work.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from fastsmtp import exporter, sockets
+from fastsmtp._engine import index
+from fastsmtp.config import Config
+from fastsmtp.errors import ConfigError
+from fastsmtp.hooks import Plan, load_handler
+from fastsmtp.metrics import Block
+from fastsmtp.sinks import Sink, make_sink
+from fastsmtp.sockets import Listener
+from fastsmtp.supervisor import Supervisor
+from fastsmtp.worker import Worker, run_worker, tls_context
+
+_ACTIVE = index("fastsmtp_connections_active")
+
+
+async def serve(handler: object | None = None, /, **settings: object) -> Worker:
+    """Takes mail in the running event loop, uvloop's or asyncio's own.
+
+    ``handler`` is an object with ``handle_*`` hooks, or a class of them; ``settings`` are those of
+    docs/configuration.md, such as ``listen``, ``deliver`` and ``hostname``. Returns once connections are accepted::
+
+        async with await fastsmtp.serve(Handler(), listen=["127.0.0.1:0"]) as server:
+            print(server.addresses)
+            await server.serve_forever()
+
+    ``workers`` and ``metrics`` are for processes: see ``run``. Raises ``ConfigError``.
+    """
+    config = Config.of(**settings)
+    for key in ("workers", "metrics"):
+        if key in settings:
+            raise ConfigError(f'"{key}" is for fastsmtp.run(), which starts processes; leave it out')
+    listeners = sockets.bind(config.listen, config.backlog)
+    try:
+        worker = Worker(config, listeners, handler=_handler(handler, config), sink=_sink(config))
+        await worker.start()
+    except BaseException:
+        sockets.close(listeners)
+        raise
+    return worker
+
+
+def run(handler: object | str | None = None, /, **settings: object) -> int:
+    """Takes mail with worker processes until SIGTERM or SIGINT; returns the exit status.
+
+    ``handler`` is an object with ``handle_*`` hooks, a class of them (each worker makes its own) or
+    ``"MODULE:NAME"``; ``settings`` are those of docs/configuration.md. To be called in the main thread, before
+    there are other threads or a running loop, for it forks. Raises ``ConfigError``.
+    """
+    if isinstance(handler, str):
+        settings["handler"], handler = handler, None
+    return run_service(Config.of(**settings), handler)
+
+
+def run_service(config: Config, handler: object | None = None) -> int:
+    """As ``run``, with a configuration. What can fail at once fails here, before anything is forked."""
+    logging.basicConfig(
+        level=config.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s",
+        stream=sys.stderr,
+    )
+    found = _handler(handler, config)
+    _sink(config)
+    tls_context(config)
+    workers = config.workers or _cpus()
+    block = Block(workers)
+    listeners = sockets.bind(config.listen, config.backlog)
+    page: list[Listener] = []
+    try:
+        if config.metrics is not None:
+            page = sockets.bind([config.metrics], 128, option="--metrics")
+        supervisor = Supervisor(
+            partial(
+                run_worker,
+                config,
+                listeners,
+                make_handler=lambda: found,
+                make_sink=lambda: _sink(config),
+                loads=_loads(block) if workers > 1 else None,
+            ),
+            workers=workers,
+            block=block,
+            drain_timeout=config.drain_timeout,
+            exporter=partial(exporter.serve_metrics, page[0].socket, block) if page else None,
+            on_ready=partial(_announce, config, listeners, page, workers),
+            on_stop=partial(sockets.close, listeners),
+        )
+        return supervisor.run()
+    finally:
+        sockets.close(listeners)
+        sockets.close(page)
+
+
+def _cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):  # those that this process may use
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def check(config: Config) -> None:
+    """Checks what ``run_service`` would find out before its first connection. Raises ``ConfigError``."""
+    sink = _sink(config)
+    Plan(_handler(None, config), discard=sink is not None)
+    tls_context(config)
+
+
+def _handler(handler: object | None, config: Config) -> object | None:
+    if handler is None and config.handler is not None:
+        handler = load_handler(config.handler)
+    if handler is None and config.deliver is None:
+        raise ConfigError("nothing takes the mail: give a handler, or set deliver to a sink such as maildir:./mail")
+    return handler
+
+
+def _sink(config: Config) -> Sink | None:
+    return make_sink(config.deliver, hostname=config.hostname) if config.deliver is not None else None
+
+
+def _loads(block: Block) -> Callable[[], Sequence[int]]:
+    slots = [block.slot(number).cast("Q") for number in range(block.slots)]
+
+    def loads() -> list[int]:
+        return [slot[_ACTIVE] for number, slot in enumerate(slots) if block.is_up(number)]
+
+    return loads
+
+
+def _announce(config: Config, listeners: Sequence[Listener], page: Sequence[Listener], workers: int) -> None:
+    where = ", ".join(f"{'tls:' if listener.tls else ''}{listener.address}" for listener in listeners)
+    lines = [
+        f"fastsmtp listens on {where} with {workers} worker{'s' if workers > 1 else ''}",
+        f"mail goes to {config.deliver or config.handler or 'the handler'}",
+    ]
+    if page:
+        lines.append(f"metrics are on http://{page[0].address}/metrics")
+    tcp = next((item for item in listeners if not item.tls and not item.address.startswith("unix:")), None)
+    if tcp is not None:
+        host, _, port = tcp.address.rpartition(":")
+        host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
+        lines.append(f"try it:  swaks --server {host}:{port} --from me@example.org --to you@example.com")
+        code = "s.sendmail('me@example.org', ['you@example.com'], 'Subject: hi\\r\\n\\r\\nhello\\r\\n')"
+        lines.append(f"or:      python3 -c \"import smtplib; s = smtplib.SMTP('{host.strip('[]')}', {port}); {code}\"")
+    print("\n".join(lines), flush=True)

@@ -1,0 +1,90 @@
+"""The dialogue, field by field."""
+
+from libc.stdint cimport uint8_t, uint64_t
+
+from fastsmtp._engine cimport Engine, Memory
+from fastsmtp._envelope cimport Envelope, Session
+from fastsmtp.command cimport argument_result, command
+from fastsmtp.content cimport content
+
+cdef enum State:        # what the client has said so far: the columns of the table
+    START, READY, MAIL, RCPT
+    STATES
+
+cdef enum Phase:        # what the octets that come next are
+    PHASE_NEW           # nothing yet: the greeting is not out
+    PHASE_COMMAND
+    PHASE_DISCARD       # the rest of a line that is already lost
+    PHASE_CONTENT
+    PHASE_SECURE        # the TLS handshake, which is not ours
+    PHASE_CLOSED
+
+
+cdef class Dialogue:
+    cdef readonly Engine engine
+    cdef public Envelope envelope
+    cdef Session _session
+    cdef object _write
+    # what the client sent and was not taken yet
+    cdef char *tail
+    cdef size_t tail_length
+    cdef bint tail_pending      # it may hold whole commands: it waits for an answer, not for octets
+    # what it shall be told at the end of this turn
+    cdef bytes first_reply
+    cdef bytearray more_replies
+    # the message that comes
+    cdef content content
+    cdef Memory memory
+    cdef size_t length          # octets of content in memory
+    cdef bytes first_content    # a message that came whole in one read
+    cdef object spill
+    cdef uint64_t spilled       # octets of content beyond memory
+    cdef uint64_t held          # octets of a small body that count against the budget
+    cdef bint no_room, in_memory
+    # where the dialogue is
+    cdef uint8_t state, phase, asking
+    cdef bint extended          # what the hello under way asks for
+    cdef bint last_cr, long_line, held_back, rcpt_tried, spoke, connected, transaction
+    cdef unsigned errors, recipients
+    cdef object previous_name
+    # monotonic seconds
+    cdef readonly double asked_at
+    cdef double last, transaction_began, content_began
+
+    cdef int _turn(self, char *p, size_t n) except -1
+    cdef int _consume(self, char *p, size_t n) except -1
+    cdef size_t _lines(self, char *p, size_t n) except? 0
+    cdef int _keep(self, const char *p, size_t n, bint pending) except -1
+    cdef int _command(self, const char *line, size_t n) except -1
+    cdef int _do(self, int action, command *c) except -1
+    cdef int _hello(self, command *c, bint extended) except -1
+    cdef int _mail(self, command *c) except -1
+    cdef int _rcpt(self, command *c) except -1
+    cdef int _data(self) except -1
+    cdef int _starttls(self, command *c) except -1
+    cdef int _begin_tls(self, bint more) except -1
+    cdef int _ask_or(self, int kind, int reply, command *c) except -1
+    cdef int _bad_argument(self, argument_result result, int syntax, int address) except -1
+    cdef object _parameters(self, command *c, size_t at)
+    cdef size_t _take_content(self, char *p, size_t n) except? 0
+    cdef int _store_elsewhere(self, const char *p, size_t n) except -1
+    cdef int _spill_if_due(self) except -1
+    cdef int _spill_memory(self) except -1
+    cdef int _end_of_content(self) except -1
+    cdef int _lose_content(self) except -1
+    cdef int _drop_content(self) except -1
+    cdef size_t _take_copy(self, const char *p, size_t n) except? 0
+    cdef bint _room(self, size_t n) noexcept
+    cdef int _ask(self, int kind, object argument, object options) except -1
+    cdef int _answered(self, bytes reply) except -1
+    cdef int _settle(self, int kind, int code) except -1
+    cdef int _end_transaction(self) except -1
+    cdef Envelope _the_envelope(self)
+    cdef Session _the_session(self)
+    cdef object _text(self, const char *p, size_t n)
+    cdef int _say(self, int reply) except -1
+    cdef int _error(self, int reply) except -1
+    cdef int _put(self, bytes text) except -1
+    cdef int _close(self) except -1
+    cdef int _flush(self) except -1
+    cdef int _leave(self, int reply) except -1

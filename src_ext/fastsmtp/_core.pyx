@@ -1,0 +1,962 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The SMTP dialogue, without input and output: octets in, replies out, and asks where Python has a hook.
+
+Knows every rule of SMTP that this server holds, and holds each of them once: lines and pipelining, the verb by
+state table, what is answered, where content ends. Refuses to know sockets, event loops, files and handlers.
+
+A turn is: octets come (``get_buffer``, ``buffer_updated``), commands are done one after another without leaving C,
+and all their replies go out in one write. A hook's answer may come at once or later; until it is there, nothing
+more is done, and what the client sends meanwhile is kept.
+"""
+
+import cython
+
+from cpython.bytearray cimport PyByteArray_FromObject
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.stdint cimport uint8_t, uint64_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memchr, memcpy
+
+from fastsmtp._engine cimport *
+from fastsmtp._envelope cimport Envelope, Session
+from fastsmtp.command cimport *
+from fastsmtp.content cimport *
+from fastsmtp.scan cimport scan_dots, scan_dots_scalar, scan_init, scan_strict, scan_strict_scalar
+
+cdef extern from "Python.h":
+    enum:
+        PyBUF_WRITE
+
+cdef extern from *:
+    """
+    #include <time.h>
+    static inline double fastsmtp_monotonic(void)
+    {
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    }
+    """
+    double monotonic "fastsmtp_monotonic"() noexcept nogil
+
+
+KERNEL = (<bytes>scan_init()).decode()
+
+
+# --- the table ----------------------------------------------------------------------------------------------
+# Verb by state. A cell is something to do, or the reply that refuses it (as a negative number).
+
+cdef enum Action:
+    DO_HELO = 1
+    DO_EHLO, DO_MAIL, DO_RCPT, DO_DATA, DO_RSET, DO_NOOP, DO_QUIT, DO_VRFY, DO_HELP, DO_STARTTLS, DO_FOREIGN
+
+cdef int TABLE[VERBS][STATES]
+
+cdef int _row(int verb, int start, int ready, int mail, int rcpt) noexcept:
+    TABLE[verb][<int>START] = start
+    TABLE[verb][<int>READY] = ready
+    TABLE[verb][<int>MAIL] = mail
+    TABLE[verb][<int>RCPT] = rcpt
+    return 0
+
+#    verb            START               READY              MAIL                 RCPT
+_row(VERB_HELO,      DO_HELO,            DO_HELO,           DO_HELO,             DO_HELO)
+_row(VERB_EHLO,      DO_EHLO,            DO_EHLO,           DO_EHLO,             DO_EHLO)
+_row(VERB_MAIL,      -REPLY_NEED_HELLO,  DO_MAIL,           -REPLY_NESTED_MAIL,  -REPLY_NESTED_MAIL)
+_row(VERB_RCPT,      -REPLY_NEED_HELLO,  -REPLY_NEED_MAIL,  DO_RCPT,             DO_RCPT)
+_row(VERB_DATA,      -REPLY_NEED_HELLO,  -REPLY_NEED_MAIL,  -REPLY_NEED_RCPT,    DO_DATA)
+_row(VERB_RSET,      DO_RSET,            DO_RSET,           DO_RSET,             DO_RSET)
+_row(VERB_NOOP,      DO_NOOP,            DO_NOOP,           DO_NOOP,             DO_NOOP)
+_row(VERB_QUIT,      DO_QUIT,            DO_QUIT,           DO_QUIT,             DO_QUIT)
+_row(VERB_VRFY,      DO_VRFY,            DO_VRFY,           DO_VRFY,             DO_VRFY)
+_row(VERB_HELP,      DO_HELP,            DO_HELP,           DO_HELP,             DO_HELP)
+_row(VERB_STARTTLS,  DO_STARTTLS,        DO_STARTTLS,       DO_STARTTLS,         DO_STARTTLS)
+_row(VERB_KNOWN,     -REPLY_NOT_IMPLEMENTED, -REPLY_NOT_IMPLEMENTED, -REPLY_NOT_IMPLEMENTED, -REPLY_NOT_IMPLEMENTED)
+_row(VERB_FOREIGN,   DO_FOREIGN,         DO_FOREIGN,        DO_FOREIGN,          DO_FOREIGN)
+_row(VERB_UNKNOWN,   -REPLY_UNKNOWN,     -REPLY_UNKNOWN,    -REPLY_UNKNOWN,      -REPLY_UNKNOWN)
+
+# What may be said before STARTTLS where it is required (RFC 3207 4), as bits of verbs.
+cdef unsigned CLEAR_VERBS = (1 << VERB_NOOP | 1 << VERB_EHLO | 1 << VERB_STARTTLS | 1 << VERB_QUIT
+                             | 1 << VERB_KNOWN | 1 << VERB_FOREIGN | 1 << VERB_UNKNOWN)
+
+TIMEOUT_STATES = ("command", "data", "transaction", "handler")
+
+cdef enum:
+    SPILL_WRITE = 256 * 1024    # once a message spills, it is written in pieces of this
+    LEAST_ROOM = 64 * 1024      # a read into a message's own memory has at least so much room
+    MUCH_REPLY = 32 * 1024      # replies of one turn beyond this are written before the next command is done
+    TLS_HANDSHAKE = 0x16        # the first octet of a TLS record that no SMTP client in clear begins with
+
+
+cdef int code_of(bytes reply) except -1:
+    cdef const char *p = PyBytes_AS_STRING(reply)
+    if PyBytes_GET_SIZE(reply) < 5:
+        raise ValueError(f"no reply: {reply!r}")
+    return (p[0] - 48) * 100 + (p[1] - 48) * 10 + p[2] - 48
+
+
+cdef int result_of(int code) noexcept:
+    return RESULT_ACCEPTED if code < 400 else RESULT_DEFERRED if code < 500 else RESULT_REJECTED
+
+
+@cython.no_gc_clear     # the memory goes back to the engine, which must still be there
+cdef class Dialogue:
+    """One connection's dialogue. A subclass gives ``ask``, ``hang_up``, ``secure``, ``pause_reading``,
+    ``resume_reading``, ``failed``.
+
+    ``engine`` is what all dialogues of the worker share. A dialogue begins with ``connect`` and ends with
+    ``disconnect``.
+    """
+
+    def __cinit__(self, Engine engine not None, *args, **kwargs):
+        self.engine = engine
+        self.tail = NULL
+        self.memory.data = NULL
+        self.phase = PHASE_NEW
+
+    def __dealloc__(self):
+        free(self.tail)
+        if self.memory.data != NULL:
+            self.engine.give_memory(&self.memory)
+        if self.held:
+            self.engine.release(self.held)
+
+    # --- what a subclass gives ------------------------------------------------------------------------------
+
+    def ask(self, int kind, argument, options):
+        """Called for a hook in the engine's mask: returns the reply as octets with CRLF, or ``None`` when
+        ``answer`` will be called later.
+
+        ``kind`` is a position in ``ASKS``. ``argument`` is the hello name, the address, the argument of NOOP or
+        VRFY (``str``), or the content at DATA: ``bytes``, a ``Block`` or the spill. ``options`` is the list of
+        parameters at MAIL and RCPT, else ``None``.
+        """
+        raise NotImplementedError
+
+    def hang_up(self):
+        """Called when the last reply was written: the connection is to be closed."""
+
+    def secure(self):
+        """Called when the reply to STARTTLS was written: TLS is to begin, then ``secured`` to be called."""
+
+    def pause_reading(self):
+        """Called when nothing more is to be read for now."""
+
+    def resume_reading(self):
+        """Called when reading may go on."""
+
+    def failed(self, error):
+        """Called when content could not be stored, with the exception; the client is told 452 4.3.1."""
+
+    # --- beginning and end ----------------------------------------------------------------------------------
+
+    def connect(self, write):
+        """Begins: greets, or asks the CONNECT hook. ``write`` takes the octets of a turn's replies."""
+        cdef Engine engine = self.engine
+        self._write = write
+        self.last = engine.now
+        self.connected = True
+        engine.live.add(self)
+        engine.counters.bump(CONNECTIONS, 1)
+        engine.counters.bump(CONNECTIONS_ACTIVE, 1)
+        if engine.hooks & 1 << ASK_CONNECT:
+            self._ask(ASK_CONNECT, None, None)
+        else:
+            self._say(REPLY_GREETING)
+            self.phase = PHASE_COMMAND
+        self._flush()
+
+    def disconnect(self):
+        """Ends: the connection is gone. Content that was coming is dropped."""
+        cdef Engine engine = self.engine
+        if not self.connected:
+            return
+        self.connected = False
+        engine.live.discard(self)
+        engine.counters.drop(CONNECTIONS_ACTIVE, 1)
+        if self.phase == PHASE_CONTENT:
+            engine.counters.bump(MESSAGES + RESULT_ABORTED, 1)
+        self._close()
+        self._write = None
+
+    def secured(self, ssl, write):
+        """Goes on under TLS, with ``ssl`` the ``ssl.SSLObject`` and a new ``write``: what was said in clear is
+        forgotten (RFC 3207 4.2), but the session is the same.
+        """
+        cdef Session session = self._the_session()
+        self._write = write
+        session.ssl = ssl
+        session.tls = True
+        session.host_name = None
+        session.extended_smtp = False
+        self.state = START
+        self.extended = False
+        self.last = self.engine.now
+        if self.phase == PHASE_SECURE:
+            self.phase = PHASE_COMMAND
+        self._end_transaction()
+
+    @property
+    def session(self):
+        """The facts of this connection."""
+        return self._the_session()
+
+    @property
+    def closed(self):
+        """Whether the dialogue is over."""
+        return self.phase == PHASE_CLOSED
+
+    @property
+    def asked(self):
+        """The kind of ask whose answer is waited for, or 0."""
+        return self.asking
+
+    @property
+    def quiet(self):
+        """Whether the client is between two messages and has nothing under way."""
+        return (self.phase == PHASE_COMMAND and self.state < MAIL and self.asking == ASK_NOTHING
+                and self.tail_length == 0)
+
+    # --- octets in ------------------------------------------------------------------------------------------
+
+    def get_buffer(self, sizehint):
+        """Where the next octets go: the worker's buffer, or the memory of the message that comes."""
+        cdef Engine engine = self.engine
+        cdef size_t room
+        self.in_memory = False
+        if self.phase != PHASE_CONTENT or self.held_back:
+            return engine.commands_view
+        if self.memory.data == NULL:
+            return engine.content_view
+        room = self.memory.capacity - self.length
+        if room < LEAST_ROOM:
+            if not engine.grow_memory(&self.memory, self.length + LEAST_ROOM):
+                self._lose_content()
+                return engine.content_view
+            room = self.memory.capacity - self.length
+        self.in_memory = True
+        return PyMemoryView_FromMemory(self.memory.data + self.length, min(room, <size_t>RECEIVE_CONTENT),
+                                       PyBUF_WRITE)
+
+    def buffer_updated(self, size_t nbytes):
+        """``nbytes`` octets came into what ``get_buffer`` gave last: does a turn."""
+        cdef Engine engine = self.engine
+        cdef char *p
+        engine.counters.bump(RECEIVED_BYTES, nbytes)
+        self.last = engine.now
+        if self.in_memory:
+            self.in_memory = False
+            self._turn(self.memory.data + self.length, nbytes)
+            return
+        p = engine.receive + HEADROOM
+        if self.asking or self.held_back or self.phase == PHASE_NEW:
+            # One read may be kept; then nothing more is read until there is an answer.
+            self._keep(p, nbytes, True)
+            self.pause_reading()
+            return
+        if self.tail_length:
+            memcpy(p - self.tail_length, self.tail, self.tail_length)
+            p -= self.tail_length
+            nbytes += self.tail_length
+            self._keep(NULL, 0, False)
+        self._turn(p, nbytes)
+
+    def feed(self, data):
+        """Takes ``data`` as if it had come over the wire; for those who have octets and no socket."""
+        cdef size_t size
+        octets = memoryview(data).cast("B")
+        while octets and self.phase != PHASE_CLOSED:
+            buffer = self.get_buffer(-1)
+            size = min(len(octets), len(buffer))
+            buffer[:size] = octets[:size]
+            octets = octets[size:]
+            self.buffer_updated(size)
+
+    def answer(self, bytes reply not None):
+        """The reply, with CRLF, to what ``ask`` left open; goes on with what came meanwhile.
+
+        Raises ``RuntimeError`` when nothing was asked. After the end of the connection it does nothing.
+        """
+        if self.asking == ASK_NOTHING:
+            raise RuntimeError("an answer that nobody asked for")
+        if self.phase == PHASE_CLOSED:
+            # The client is gone, but what a handler did with the message counts.
+            if self.asking == ASK_DATA:
+                self.engine.counters.bump(MESSAGES + result_of(code_of(reply)), 1)
+            self.asking = ASK_NOTHING
+            return
+        self._answered(reply)
+        self.last = self.engine.now
+        self._turn(NULL, 0)
+        if not self.held_back and self.asking == ASK_NOTHING and self.phase != PHASE_CLOSED:
+            self.resume_reading()
+
+    def hold_back(self):
+        """The client does not read its replies: no command is done until ``go_on``."""
+        self.held_back = True
+        self.pause_reading()
+
+    def go_on(self):
+        """The client reads again."""
+        self.held_back = False
+        if self.asking == ASK_NOTHING and self.phase != PHASE_CLOSED:
+            self._turn(NULL, 0)
+            if not self.held_back and self.asking == ASK_NOTHING and self.phase != PHASE_CLOSED:
+                self.resume_reading()
+
+    # --- time -----------------------------------------------------------------------------------------------
+
+    def overdue(self):
+        """Which of ``TIMEOUT_STATES`` has lasted too long by the engine's clock, or ``None``."""
+        cdef Engine engine = self.engine
+        cdef double now = engine.now
+        if self.phase == PHASE_CLOSED or self.phase == PHASE_SECURE:
+            return None
+        if self.asking:
+            return "handler" if now - self.asked_at > engine.handler_timeout else None
+        if now - self.last > engine.idle_timeout:
+            return "data" if self.phase == PHASE_CONTENT else "command"
+        if self.transaction and now - self.transaction_began > engine.transaction_timeout:
+            return "transaction"
+        return None
+
+    def expire(self, str state):
+        """Ends what ``overdue`` named: a hook's time with 451 4.4.5, anything else with 421 4.4.2."""
+        self.engine.counters.bump(TIMEOUTS + <int>TIMEOUT_STATES.index(state), 1)
+        if self.asking:
+            self.answer(self.engine.book.text(REPLY_HANDLER_TIMEOUT))
+        elif self.phase != PHASE_CLOSED:
+            self._leave(REPLY_IDLE)
+
+    def shut_down(self):
+        """Tells the client that the server goes away (421 4.3.2) and ends."""
+        if self.phase != PHASE_CLOSED:
+            self._leave(REPLY_SHUTDOWN)
+
+    cdef int _leave(self, int reply) except -1:
+        if self.phase == PHASE_CONTENT:
+            self.engine.counters.bump(MESSAGES + RESULT_ABORTED, 1)
+        self._say(reply)
+        self._close()
+        return self._flush()
+
+    # --- the turn -------------------------------------------------------------------------------------------
+
+    cdef int _turn(self, char *p, size_t n) except -1:
+        cdef char *tail
+        if n:
+            self._consume(p, n)
+        while self.tail_pending and not (self.asking or self.held_back or self.phase >= PHASE_SECURE):
+            tail = self.tail
+            n = self.tail_length
+            self.tail = NULL
+            self.tail_length = 0
+            self.tail_pending = False
+            try:
+                self._consume(tail, n)
+            finally:
+                free(tail)
+        return self._flush()
+
+    cdef int _consume(self, char *p, size_t n) except -1:
+        cdef size_t at = 0, taken
+        cdef bint in_memory
+        while at < n:
+            if self.phase >= PHASE_SECURE:
+                return 0    # what follows the last command is nobody's
+            if self.asking or self.held_back:
+                return self._keep(p + at, n - at, True)
+            if self.phase == PHASE_CONTENT:
+                in_memory = self.memory.data != NULL and p + at == self.memory.data + self.length
+                at += self._take_content(p + at, n - at)
+                if self.content.state == CONTENT_END:
+                    if in_memory and at < n:
+                        # The memory goes away with the message; what follows must not.
+                        self._keep(p + at, n - at, True)
+                        at = n
+                    self._end_of_content()
+            else:
+                taken = self._lines(p + at, n - at)
+                if taken == 0:
+                    return self._keep(p + at, n - at, False)
+                at += taken
+                if self.phase == PHASE_SECURE:
+                    return self._begin_tls(at < n)
+                if self.more_replies is not None and len(self.more_replies) > MUCH_REPLY:
+                    self._flush()
+        return 0
+
+    cdef int _keep(self, const char *p, size_t n, bint pending) except -1:
+        """Adds to the tail; without octets, drops it."""
+        cdef char *tail
+        self.tail_pending = pending
+        if n == 0:
+            free(self.tail)
+            self.tail = NULL
+            self.tail_length = 0
+            return 0
+        tail = <char *>realloc(self.tail, self.tail_length + n)
+        if tail == NULL:
+            raise MemoryError()
+        memcpy(tail + self.tail_length, p, n)
+        self.tail = tail
+        self.tail_length += n
+        return 0
+
+    cdef size_t _lines(self, char *p, size_t n) except? 0:
+        """Takes one line, or part of one that is to be discarded; 0 when the line is not whole yet."""
+        cdef char *lf = <char *>memchr(p, b"\n", n)
+        cdef size_t length = lf - p + 1 if lf != NULL else n
+        cdef Counters counters = self.engine.counters
+        cdef bint after_cr
+
+        if self.phase == PHASE_DISCARD:
+            after_cr = p[length - 2] == b"\r" if length > 1 else self.last_cr
+            if lf == NULL:
+                self.last_cr = p[n - 1] == b"\r"
+            elif after_cr:
+                self.phase = PHASE_COMMAND
+                if self.long_line:
+                    self._error(REPLY_LINE_TOO_LONG)
+            else:
+                self.last_cr = False
+            return length
+
+        if not self.spoke:
+            self.spoke = True
+            if <uint8_t>p[0] == TLS_HANDSHAKE and not self._the_session().tls:
+                counters.bump(VIOLATIONS + VIOLATION_FOREIGN_PROTOCOL, 1)
+                self._say(REPLY_FOREIGN)
+                self._close()
+                return n
+        if length > self.engine.max_command_line or (lf == NULL and length == self.engine.max_command_line):
+            # Told at its end, for the client is still speaking.
+            counters.bump(VIOLATIONS + VIOLATION_LINE_TOO_LONG, 1)
+            self.phase = PHASE_DISCARD
+            self.long_line = True
+            self.last_cr = False
+            return self._lines(p, n)
+        if lf == NULL:
+            return 0
+        if length < 2 or p[length - 2] != b"\r":
+            # A bare LF ends no line (RFC 5321 2.3.8). The error comes at once, as a person with a tool that sends
+            # LF would wait forever; the rest is not run as commands.
+            counters.bump(VIOLATIONS + VIOLATION_BARE_NEWLINE_COMMAND, 1)
+            self.phase = PHASE_DISCARD
+            self.long_line = False
+            self.last_cr = False
+            self._error(REPLY_BARE_NEWLINE)
+            return length
+        self._command(p, length - 2)
+        return length
+
+    # --- commands -------------------------------------------------------------------------------------------
+
+    cdef int _command(self, const char *line, size_t n) except -1:
+        cdef Engine engine = self.engine
+        cdef command c
+        cdef uint8_t octets = 0
+        cdef bint bad = False
+        cdef size_t i
+        cdef int action
+        for i in range(n):
+            octets |= <uint8_t>line[i]
+            bad |= line[i] == 0 or line[i] == b"\r"
+        if bad or (octets & 0x80 and not (engine.smtputf8 and valid_utf8(line, n))):
+            engine.counters.bump(VIOLATIONS + VIOLATION_BAD_OCTETS, 1)
+            return self._error(REPLY_BAD_OCTETS)
+        parse_command(line, n, &c)
+        if c.verb == VERB_STARTTLS and not engine.starttls:
+            c.verb = VERB_KNOWN
+        engine.counters.bump(COMMANDS + <int>c.verb, 1)
+        if engine.draining and c.verb != VERB_QUIT:
+            engine.counters.bump(CONNECTIONS_REJECTED + REJECTED_DRAIN, 1)
+            self._say(REPLY_SHUTDOWN)
+            return self._close()
+        if engine.require_starttls and not CLEAR_VERBS >> <int>c.verb & 1 and not self._the_session().tls:
+            return self._error(REPLY_NEED_STARTTLS)
+        action = TABLE[<int>c.verb][self.state]
+        if action > 0:
+            return self._do(action, &c)
+        if action == -REPLY_UNKNOWN and n == 0:
+            return self._error(REPLY_BAD_SYNTAX)
+        if action == -REPLY_NEED_RCPT and self.rcpt_tried:
+            return self._error(REPLY_NO_VALID_RCPT)
+        return self._error(-action)
+
+    cdef int _do(self, int action, command *c) except -1:
+        cdef Engine engine = self.engine
+        if action == DO_MAIL:
+            return self._mail(c)
+        if action == DO_RCPT:
+            return self._rcpt(c)
+        if action == DO_EHLO or action == DO_HELO:
+            return self._hello(c, action == DO_EHLO)
+        if action == DO_NOOP:
+            return self._ask_or(ASK_NOOP, REPLY_NOOP, c)
+        if action == DO_HELP:
+            return self._say(REPLY_HELP)
+        if action == DO_VRFY:
+            if c.length == 0:
+                return self._error(REPLY_VRFY_ARGUMENT)
+            return self._ask_or(ASK_VRFY, REPLY_VRFY, c)
+        if action == DO_FOREIGN:
+            engine.counters.bump(VIOLATIONS + VIOLATION_FOREIGN_PROTOCOL, 1)
+            self._say(REPLY_FOREIGN)
+            return self._close()
+        # The rest takes no argument.
+        if c.length:
+            return self._error(REPLY_NO_ARGUMENT)
+        if action == DO_DATA:
+            return self._data()
+        if action == DO_RSET:
+            self._end_transaction()
+            return self._ask_or(ASK_RSET, REPLY_RSET, NULL)
+        if action == DO_QUIT:
+            if engine.hooks & 1 << ASK_QUIT:
+                return self._ask(ASK_QUIT, None, None)
+            self._say(REPLY_QUIT)
+            return self._close()
+        return self._starttls(c)
+
+    cdef int _ask_or(self, int kind, int reply, command *c) except -1:
+        """Asks the hook where there is one, else gives the reply."""
+        if self.engine.hooks & 1 << kind:
+            return self._ask(kind, self._text(c.argument, c.length) if c != NULL else None, None)
+        return self._say(reply)
+
+    cdef int _hello(self, command *c, bint extended) except -1:
+        cdef Session session = self._the_session()
+        cdef int kind = ASK_EHLO if extended else ASK_HELO
+        if c.length == 0 or c.length > 255:
+            return self._error(REPLY_HELO_ARGUMENT)
+        self.previous_name = session.host_name
+        self.extended = extended
+        session.host_name = self._text(c.argument, c.length)
+        if self.engine.hooks & 1 << kind:
+            return self._ask(kind, session.host_name, None)
+        self._settle(kind, 250)
+        if not extended:
+            return self._say(REPLY_HELO)
+        return self._say(REPLY_EHLO_TLS if session.tls else REPLY_EHLO)
+
+    cdef int _mail(self, command *c) except -1:
+        cdef Engine engine = self.engine
+        cdef transaction_argument argument
+        cdef Envelope envelope
+        cdef unsigned offered = 0
+        if self._the_session().extended_smtp:
+            offered = PARAMETER_SIZE | PARAMETER_BODY | (PARAMETER_SMTPUTF8 if engine.smtputf8 else 0)
+        cdef argument_result result = parse_mail(c.argument, c.length, offered, &argument)
+        if result != ARGUMENT_OK:
+            return self._bad_argument(result, REPLY_MAIL_SYNTAX, REPLY_MAIL_ADDRESS)
+        if engine.max_message_size and argument.size > engine.max_message_size:
+            return self._error(REPLY_TOO_BIG_DECLARED)
+        if engine.held >= engine.memory_budget:
+            return self._say(REPLY_NO_ROOM)
+        envelope = self._the_envelope()
+        envelope.smtp_utf8 = (argument.given & PARAMETER_SMTPUTF8) != 0
+        address = self._text(argument.path.address, argument.path.length) if argument.path.length else "<>"
+        options = self._parameters(c, argument.parameters)
+        if engine.hooks & 1 << ASK_MAIL:
+            self.previous_name = address
+            return self._ask(ASK_MAIL, address, options if options is not None else [])
+        envelope.mail_from = address
+        if options is not None:
+            envelope.mail_options = options
+        self._settle(ASK_MAIL, 250)
+        return self._say(REPLY_MAIL)
+
+    cdef int _rcpt(self, command *c) except -1:
+        cdef Engine engine = self.engine
+        cdef transaction_argument argument
+        cdef Envelope envelope = self.envelope
+        cdef argument_result result = parse_rcpt(c.argument, c.length, envelope.smtp_utf8, &argument)
+        self.rcpt_tried = True
+        if result != ARGUMENT_OK:
+            engine.counters.bump(RECIPIENTS + RESULT_REJECTED, 1)
+            return self._bad_argument(result, REPLY_RCPT_SYNTAX, REPLY_RCPT_ADDRESS)
+        if self.recipients >= engine.max_recipients:
+            engine.counters.bump(RECIPIENTS + RESULT_DEFERRED, 1)
+            return self._say(REPLY_TOO_MANY_RCPT)
+        address = self._text(argument.path.address, argument.path.length)
+        if engine.hooks & 1 << ASK_RCPT:
+            return self._ask(ASK_RCPT, address, [])
+        envelope.rcpt_tos.append(address)
+        self._settle(ASK_RCPT, 250)
+        return self._say(REPLY_RCPT)
+
+    cdef int _bad_argument(self, argument_result result, int syntax, int address) except -1:
+        if result == ARGUMENT_SYNTAX:
+            return self._error(syntax)
+        if result == ARGUMENT_ADDRESS:
+            return self._error(address)
+        if result == ARGUMENT_VALUE:
+            return self._error(REPLY_PARAMETER_VALUE)
+        if result == ARGUMENT_PARAMETER:
+            return self._error(REPLY_PARAMETER_UNKNOWN)
+        return self._error(REPLY_NEED_SMTPUTF8)
+
+    cdef object _parameters(self, command *c, size_t at):
+        """The parameters as they were sent, or ``None`` without any."""
+        cdef parameter p
+        if at == c.length:
+            return None
+        options = []
+        while next_parameter(c.argument, c.length, &at, &p) == PARAMETER_OK:
+            options.append(self._text(p.keyword, c.argument + at - p.keyword))
+        return options
+
+    cdef int _data(self) except -1:
+        cdef Engine engine = self.engine
+        content_begin(&self.content, engine.newlines, engine.max_message_size, engine.max_line_length)
+        self.phase = PHASE_CONTENT
+        self.length = 0
+        self.spilled = 0
+        self.no_room = False
+        self.content_began = monotonic()
+        return self._say(REPLY_DATA)
+
+    cdef int _starttls(self, command *c) except -1:
+        if self._the_session().tls:
+            return self._error(REPLY_TLS_ACTIVE)
+        self.phase = PHASE_SECURE
+        return 0
+
+    cdef int _begin_tls(self, bint more) except -1:
+        """Octets behind STARTTLS were sent in clear to be taken for what comes inside TLS (CVE-2021-38371)."""
+        if not more:
+            return self._say(REPLY_STARTTLS)
+        self.engine.counters.bump(VIOLATIONS + VIOLATION_STARTTLS_INJECTION, 1)
+        self._say(REPLY_STARTTLS_INJECTION)
+        return self._close()
+
+    # --- content --------------------------------------------------------------------------------------------
+
+    cdef size_t _take_content(self, char *p, size_t n) except? 0:
+        """Takes octets of content: in place where they came into the message's memory or were compacted in the
+        worker's buffer, copied where they lie elsewhere. Returns how many belonged to the content.
+        """
+        cdef content *c = &self.content
+        cdef size_t taken, stored = 0
+        if self.no_room or c.too_big:
+            taken = content_feed(c, <uint8_t *>p, n, NULL, 0, 0, &stored)
+        elif self.memory.data == NULL:
+            taken = content_feed(c, <uint8_t *>p, n, <uint8_t *>p, 0, 1, &stored)
+            if c.state == CONTENT_END and self.spill is None and not c.too_big:
+                # The ordinary message: whole in one read, copied once.
+                if self.engine.hold(stored):
+                    self.held = stored
+                    self.first_content = PyBytes_FromStringAndSize(p, stored)
+                else:
+                    self._lose_content()
+                return taken
+            self._store_elsewhere(p, stored)
+        elif p == self.memory.data + self.length:
+            taken = content_feed(c, <uint8_t *>p, n, <uint8_t *>p, 0, 1, &stored)
+            self.length += stored
+        else:
+            taken = 0
+        if taken < n and c.state != CONTENT_END:
+            taken += self._take_copy(p + taken, n - taken)
+        if c.too_big:
+            self._drop_content()
+        else:
+            self._spill_if_due()
+        return taken
+
+    cdef size_t _take_copy(self, const char *p, size_t n) except? 0:
+        """Takes content from elsewhere, or that grows: every stray CR or LF by an octet."""
+        cdef content *c = &self.content
+        cdef size_t taken, stored = 0
+        cdef char *copy = NULL
+        if self.memory.data != NULL and self.memory.data <= p < self.memory.data + self.memory.capacity:
+            copy = <char *>malloc(n)
+            if copy == NULL:
+                raise MemoryError()
+            memcpy(copy, p, n)
+            p = copy
+        try:
+            if not self.no_room and not self._room(2 * n + 2):
+                self._lose_content()
+            if self.no_room:
+                return content_feed(c, <const uint8_t *>p, n, NULL, 0, 0, &stored)
+            taken = content_feed(c, <const uint8_t *>p, n, <uint8_t *>self.memory.data + self.length, 2 * n + 2, 0,
+                                 &stored)
+            self.length += stored
+            if copy != NULL and taken < n:
+                # What follows the content was overwritten where it lay.
+                self._keep(p + taken, n - taken, True)
+                return n
+            return taken
+        finally:
+            free(copy)
+
+    cdef int _store_elsewhere(self, const char *p, size_t n) except -1:
+        if n and not self.no_room:
+            if self._room(n):
+                memcpy(self.memory.data + self.length, p, n)
+                self.length += n
+            else:
+                self._lose_content()
+        return 0
+
+    cdef bint _room(self, size_t n) noexcept:
+        """Makes room for n octets behind what is there."""
+        if self.memory.data == NULL:
+            self.length = 0
+            return self.engine.take_memory(&self.memory, n + LEAST_ROOM)
+        return self.engine.grow_memory(&self.memory, self.length + n)
+
+    cdef int _spill_if_due(self) except -1:
+        cdef Engine engine = self.engine
+        cdef uint64_t threshold = engine.spill_threshold
+        if self.no_room or engine.open_spill is None or self.memory.data == NULL:
+            return 0
+        if self.spill is not None:
+            threshold = min(threshold, <uint64_t>SPILL_WRITE)
+        if self.length > threshold:
+            self._spill_memory()
+        return 0
+
+    cdef int _spill_memory(self) except -1:
+        cdef Engine engine = self.engine
+        if self.length == 0:
+            return 0
+        try:
+            if self.spill is None:
+                self.spill = engine.open_spill(self)
+                engine.counters.bump(SPILLED_MESSAGES, 1)
+            view = PyMemoryView_FromMemory(self.memory.data, self.length, PyBUF_WRITE)
+            self.spill.write(view)
+            view.release()
+        except Exception as error:
+            self._lose_content()
+            self.failed(error)
+            return 0
+        engine.counters.bump(SPILLED_BYTES, self.length)
+        self.spilled += self.length
+        self.length = 0
+        return 0
+
+    cdef int _drop_content(self) except -1:
+        """Lets go of all content."""
+        self.first_content = None
+        if self.held:
+            self.engine.release(self.held)
+            self.held = 0
+        if self.memory.data != NULL:
+            self.engine.give_memory(&self.memory)
+        self.length = 0
+        if self.spill is not None:
+            spill, self.spill = self.spill, None
+            spill.close()
+        return 0
+
+    cdef int _lose_content(self) except -1:
+        """There is no room for the content: it is followed to its end and refused there."""
+        self.no_room = True
+        return self._drop_content()
+
+    cdef int _end_of_content(self) except -1:
+        cdef Engine engine = self.engine
+        cdef Counters counters = engine.counters
+        cdef content *c = &self.content
+        cdef int refusal = 0
+        cdef Block block
+        cdef object message
+
+        self.phase = PHASE_COMMAND
+        counters.measure(MESSAGE_SIZE, <double>c.size)
+        counters.measure(DATA_READ, monotonic() - self.content_began)
+        if c.bare_cr or c.bare_lf:
+            counters.bump(VIOLATIONS + VIOLATION_BARE_NEWLINE_CONTENT, 1)
+        if self.spill is not None and not c.too_big:
+            self._spill_memory()
+        if c.too_big:
+            refusal = REPLY_TOO_BIG
+        elif c.newlines == NEWLINES_REJECT and (c.bare_cr or c.bare_lf):
+            refusal = REPLY_CONTENT_NEWLINE
+        elif c.long_line:
+            refusal = REPLY_CONTENT_LINE
+        elif self.no_room:
+            refusal = REPLY_NO_ROOM
+        if refusal:
+            counters.bump(MESSAGES + (RESULT_DEFERRED if refusal == REPLY_NO_ROOM else RESULT_REJECTED), 1)
+            self._drop_content()
+            self._end_transaction()
+            return self._say(refusal)
+
+        if not engine.hooks & 1 << ASK_DATA:
+            self._drop_content()
+            self._settle(ASK_DATA, 250)
+            return self._say(REPLY_ACCEPTED)
+        if self.spill is not None:
+            message, self.spill = self.spill, None
+            if self.memory.data != NULL:
+                engine.give_memory(&self.memory)
+        elif self.memory.data != NULL:
+            block = Block.__new__(Block)
+            block.engine = engine
+            block.memory = self.memory
+            block.length = self.length
+            self.memory.data = NULL
+            message = block
+        else:
+            message, self.first_content = self.first_content, None
+        return self._ask(ASK_DATA, message, None)
+
+    # --- asks and answers -----------------------------------------------------------------------------------
+
+    cdef int _ask(self, int kind, object argument, object options) except -1:
+        self.asking = kind
+        self.asked_at = monotonic()
+        reply = self.ask(kind, argument, options)
+        if reply is not None and self.asking == kind:
+            self._answered(reply)
+        return 0
+
+    cdef int _answered(self, bytes reply) except -1:
+        cdef int kind = self.asking
+        cdef int code = code_of(reply)
+        cdef Counters counters = self.engine.counters
+        self.asking = ASK_NOTHING
+        counters.measure(HANDLER_TIME + (kind - 1) * 18, monotonic() - self.asked_at)
+        counters.bump(word_of_code(code), 1)
+        self._put(reply)
+        self._settle(kind, code)
+        if code == 421 and self.phase != PHASE_CLOSED:
+            self._close()
+        return 0
+
+    cdef int _settle(self, int kind, int code) except -1:
+        """What the reply to a command means for the dialogue."""
+        cdef Engine engine = self.engine
+        cdef bint ok = 200 <= code < 300
+        cdef Session session
+        cdef Envelope envelope
+
+        if kind == ASK_MAIL:
+            envelope = self._the_envelope()
+            if ok:
+                if envelope.mail_from is None:
+                    envelope.mail_from = self.previous_name
+                self.state = MAIL
+                self.transaction = True
+                self.transaction_began = engine.now
+            else:
+                self.envelope = None
+            self.previous_name = None
+        elif kind == ASK_RCPT:
+            engine.counters.bump(RECIPIENTS + result_of(code), 1)
+            if ok:
+                self.recipients += 1
+                if len(self.envelope.rcpt_tos):
+                    self.state = RCPT
+        elif kind == ASK_DATA:
+            engine.counters.bump(MESSAGES + result_of(code), 1)
+            self._drop_content()
+            self._end_transaction()
+        elif kind == ASK_EHLO or kind == ASK_HELO:
+            session = self._the_session()
+            if ok:
+                session.extended_smtp = self.extended
+                self.state = READY
+                self._end_transaction()
+            else:   # "a refused EHLO keeps the state" (RFC 5321 4.1.4)
+                session.host_name = self.previous_name
+                self.extended = session.extended_smtp
+            self.previous_name = None
+        elif kind == ASK_CONNECT:
+            if ok:
+                self.phase = PHASE_COMMAND
+            else:
+                engine.counters.bump(CONNECTIONS_REJECTED + REJECTED_HANDLER, 1)
+                self._close()
+        elif kind == ASK_QUIT:
+            self._close()
+        return 0
+
+    cdef int _end_transaction(self) except -1:
+        self.envelope = None
+        self.transaction = False
+        self.rcpt_tried = False
+        self.recipients = 0
+        if self.state > READY:
+            self.state = READY
+        return 0
+
+    cdef Envelope _the_envelope(self):
+        if self.envelope is None:
+            self.envelope = Envelope.__new__(Envelope)
+            self.envelope.rcpt_tos = []
+        return self.envelope
+
+    cdef Session _the_session(self):
+        if self._session is None:
+            self._session = Session.__new__(Session)
+        return self._session
+
+    cdef object _text(self, const char *p, size_t n):
+        return PyUnicode_DecodeUTF8(p, n, "surrogateescape")
+
+    # --- replies out ----------------------------------------------------------------------------------------
+
+    cdef int _say(self, int reply) except -1:
+        cdef Book book = self.engine.book
+        self.engine.counters.bump(word_of_code(book.codes[reply]), 1)
+        return self._put(book.text(reply))
+
+    cdef int _error(self, int reply) except -1:
+        """Refuses a command; too many of these, and the client is no mail client."""
+        cdef Engine engine = self.engine
+        self.errors += 1
+        if engine.max_errors and self.errors >= engine.max_errors:
+            engine.counters.bump(VIOLATIONS + VIOLATION_TOO_MANY_ERRORS, 1)
+            self._say(REPLY_TOO_MANY_ERRORS)
+            return self._close()
+        return self._say(reply)
+
+    cdef int _put(self, bytes text) except -1:
+        if self.first_reply is None:
+            self.first_reply = text
+            return 0
+        if self.more_replies is None:
+            self.more_replies = PyByteArray_FromObject(self.first_reply)
+        self.more_replies += text
+        return 0
+
+    cdef int _close(self) except -1:
+        self.phase = PHASE_CLOSED
+        self._keep(NULL, 0, False)
+        self._drop_content()
+        return 0
+
+    cdef int _flush(self) except -1:
+        """Writes the replies of the turn; then does what had to wait for them."""
+        cdef object replies = None
+        if self.first_reply is not None:
+            replies = self.first_reply if self.more_replies is None else self.more_replies
+            self.first_reply = None
+            self.more_replies = None
+            if self._write is not None:
+                self._write(replies)
+        if self.phase == PHASE_CLOSED:
+            if self.connected:
+                self.hang_up()
+        elif self.phase == PHASE_SECURE and replies is not None:
+            self.secure()
+        return 0
+
+
+# --- the kernels, for the tests -----------------------------------------------------------------------------
+
+def scan(bytes octets not None, *, bint dots=False, bint scalar=False):
+    """The first event of ``scan.h`` in ``octets``, by the kernel in use or by its scalar twin."""
+    cdef size_t n = len(octets)
+    cdef const uint8_t *p = <const uint8_t *>PyBytes_AS_STRING(octets)
+    if dots:
+        return scan_dots_scalar(p, n) if scalar else scan_dots(p, n)
+    return scan_strict_scalar(p, n) if scalar else scan_strict(p, n)

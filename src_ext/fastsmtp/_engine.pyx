@@ -1,0 +1,382 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""What all dialogues of one worker share: counters, replies, memory, limits and a coarse clock.
+
+Knows how much memory messages hold, which dialogues are alive, and what each reply reads. Refuses to know the
+rules of the dialogue, sockets, files and event loops.
+"""
+
+import cython
+
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo, PyObject_GetBuffer, PyBuffer_Release
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from libc.stdint cimport uint8_t, uint64_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memset
+
+
+cdef extern from "Python.h":
+    enum:
+        PyBUF_WRITE
+
+
+# --- counters -----------------------------------------------------------------------------------------------
+
+VERBS = ("HELO", "EHLO", "MAIL", "RCPT", "DATA", "RSET", "NOOP", "QUIT", "VRFY", "HELP", "STARTTLS",
+         "not_implemented", "foreign", "unknown")
+CODES = (211, 214, 220, 221, 235, 250, 251, 252, 334, 354,
+         421, 430, 432, 450, 451, 452, 453, 454, 455,
+         500, 501, 502, 503, 504, 521, 523, 524, 530, 534, 535, 538, 550, 551, 552, 553, 554, 555, 556)
+STAGES = ("connect", "helo", "ehlo", "mail", "rcpt", "data", "rset", "noop", "quit", "vrfy", "disconnect")
+SIZE_BOUNDS = (1e3, 3e3, 1e4, 3e4, 1e5, 3e5, 1e6, 3e6, 1e7, 3e7, 1e8)
+SECONDS_BOUNDS = (.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1., 2.5, 5., 10., 30., 60., 120.)
+
+
+def _layout():
+    none = ("",)
+    offset = 0
+    for name, kind, label, values, bounds in (
+        ("fastsmtp_connections_total", "counter", None, none, ()),
+        ("fastsmtp_connections_active", "gauge", None, none, ()),
+        ("fastsmtp_connections_rejected_total", "counter", "reason", ("handler", "drain", "tls"), ()),
+        ("fastsmtp_commands_total", "counter", "verb", VERBS, ()),
+        ("fastsmtp_replies_total", "counter", "code", (*map(str, CODES), "other"), ()),
+        ("fastsmtp_messages_total", "counter", "result", ("accepted", "rejected", "deferred", "aborted"), ()),
+        ("fastsmtp_recipients_total", "counter", "result", ("accepted", "rejected", "deferred"), ()),
+        ("fastsmtp_received_bytes_total", "counter", None, none, ()),
+        ("fastsmtp_spilled_messages_total", "counter", None, none, ()),
+        ("fastsmtp_spilled_bytes_total", "counter", None, none, ()),
+        ("fastsmtp_buffered_bytes", "gauge", None, none, ()),
+        ("fastsmtp_tls_handshakes_total", "counter", "result", ("ok", "failed"), ()),
+        ("fastsmtp_protocol_violations_total", "counter", "kind",
+         ("line_too_long", "bare_newline_command", "bare_newline_content", "bad_octets", "foreign_protocol",
+          "starttls_injection", "too_many_errors"), ()),
+        ("fastsmtp_timeouts_total", "counter", "state", ("command", "data", "transaction", "handler"), ()),
+        ("fastsmtp_handler_errors_total", "counter", "stage", STAGES, ()),
+        ("fastsmtp_heartbeat_seconds", "gauge", None, none, ()),
+        ("fastsmtp_message_size_bytes", "histogram", None, none, SIZE_BOUNDS),
+        ("fastsmtp_data_read_seconds", "histogram", None, none, SECONDS_BOUNDS),
+        ("fastsmtp_handler_seconds", "histogram", "stage", STAGES, SECONDS_BOUNDS),
+    ):
+        yield name, kind, label, values, bounds, offset
+        offset += len(values) * (len(bounds) + 2 if bounds else 1)
+    assert offset == WORDS, offset
+
+
+LAYOUT = tuple(_layout())
+SLOT_WORDS = WORDS
+SLOT_BYTES = (WORDS * 8 + 127) // 128 * 128    # whole pairs of cache lines
+
+_OFFSETS = {name: offset for name, _, _, _, _, offset in LAYOUT}
+assert _OFFSETS["fastsmtp_commands_total"] == COMMANDS
+assert _OFFSETS["fastsmtp_replies_total"] == REPLIES
+assert _OFFSETS["fastsmtp_messages_total"] == MESSAGES
+assert _OFFSETS["fastsmtp_received_bytes_total"] == RECEIVED_BYTES
+assert _OFFSETS["fastsmtp_protocol_violations_total"] == VIOLATIONS
+assert _OFFSETS["fastsmtp_timeouts_total"] == TIMEOUTS
+assert _OFFSETS["fastsmtp_message_size_bytes"] == MESSAGE_SIZE
+assert _OFFSETS["fastsmtp_handler_seconds"] == HANDLER_TIME
+
+
+def index(str name, str value=""):
+    """The word of a counter or gauge, or the first word of a histogram, in a slot.
+
+    Raises ``KeyError`` for a name or value that is not in ``LAYOUT``.
+    """
+    for family, _, _, values, bounds, offset in LAYOUT:
+        if family == name and value in values:
+            return offset + values.index(value) * (len(bounds) + 2 if bounds else 1)
+    raise KeyError(f"{name}{{{value}}}")
+
+
+cdef uint8_t _code_words[600]
+memset(_code_words, len(CODES), sizeof(_code_words))
+for _position, _code in enumerate(CODES):
+    _code_words[<int>_code] = _position
+
+cdef double _size_bounds[11]
+cdef double _seconds_bounds[16]
+for _position, _bound in enumerate(SIZE_BOUNDS):
+    _size_bounds[<int>_position] = _bound
+for _position, _bound in enumerate(SECONDS_BOUNDS):
+    _seconds_bounds[<int>_position] = _bound
+
+
+cdef int word_of_code(int code) noexcept:
+    return REPLIES + _code_words[code if 0 <= code < 600 else 0]
+
+
+@cython.final
+cdef class Counters:
+    """One worker's slot of the shared block: plain stores by its only writer, about 1 ns each.
+
+    ``buffer`` is writable and has ``SLOT_BYTES``; gauges in it begin at zero again, counters go on.
+    """
+
+    def __init__(self, buffer not None):
+        PyObject_GetBuffer(buffer, &self.buffer, PyBUF_WRITABLE)    # held to the end, so the memory stays
+        if self.buffer.len < SLOT_BYTES or <size_t>self.buffer.buf % sizeof(uint64_t):
+            raise ValueError(f"a counter slot is {SLOT_BYTES} writable bytes, aligned to 8")
+        self.words = <uint64_t *>self.buffer.buf
+        self.words[CONNECTIONS_ACTIVE] = self.words[BUFFERED_BYTES] = self.words[HEARTBEAT] = 0
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.buffer)
+
+    cdef void bump(self, int word, uint64_t n) noexcept:
+        self.words[word] += n
+
+    cdef void drop(self, int word, uint64_t n) noexcept:
+        self.words[word] -= n
+
+    cdef void measure(self, int histogram, double value) noexcept:
+        cdef double *bounds = _seconds_bounds
+        cdef int buckets = 16, bucket = 0
+        cdef double unit = 1e9
+        if histogram == MESSAGE_SIZE:
+            bounds = _size_bounds
+            buckets = 11
+            unit = 1
+        while bucket < buckets and value > bounds[bucket]:
+            bucket += 1
+        self.words[histogram + bucket] += 1
+        self.words[histogram + buckets + 1] += <uint64_t>(value * unit)
+
+    def add(self, int index, uint64_t n=1):
+        """Adds to the counter at ``index``."""
+        self._check(index)
+        self.words[index] += n
+
+    def set(self, int index, uint64_t value):
+        """Sets the gauge at ``index``."""
+        self._check(index)
+        self.words[index] = value
+
+    def observe(self, int index, double value):
+        """Counts ``value`` (bytes or seconds) in the histogram that begins at ``index``."""
+        self._check(index)
+        self.measure(index, value)
+
+    def get(self, int index):
+        """The word at ``index``."""
+        self._check(index)
+        return self.words[index]
+
+    cdef int _check(self, int index) except -1:
+        if not 0 <= index < WORDS:
+            raise IndexError(f"a slot has {WORDS} words")
+        return 0
+
+
+# --- replies ------------------------------------------------------------------------------------------------
+
+REPLIES_NAMES = (
+    "GREETING", "HELO", "EHLO", "EHLO_TLS", "MAIL", "RCPT", "DATA", "ACCEPTED",
+    "RSET", "NOOP", "QUIT", "VRFY", "HELP", "STARTTLS",
+    "LINE_TOO_LONG", "BARE_NEWLINE", "BAD_SYNTAX", "BAD_OCTETS", "UNKNOWN", "NOT_IMPLEMENTED",
+    "FOREIGN", "HELO_ARGUMENT", "NO_ARGUMENT", "VRFY_ARGUMENT",
+    "NEED_HELLO", "NESTED_MAIL", "NEED_MAIL", "NEED_RCPT", "NO_VALID_RCPT",
+    "MAIL_SYNTAX", "MAIL_ADDRESS", "RCPT_SYNTAX", "RCPT_ADDRESS",
+    "PARAMETER_VALUE", "PARAMETER_UNKNOWN", "NEED_SMTPUTF8",
+    "TOO_BIG_DECLARED", "TOO_BIG", "TOO_MANY_RCPT", "NO_ROOM",
+    "CONTENT_NEWLINE", "CONTENT_LINE",
+    "NEED_STARTTLS", "TLS_ACTIVE", "STARTTLS_INJECTION",
+    "TOO_MANY_ERRORS", "SHUTDOWN", "IDLE", "HANDLER_FAILED", "HANDLER_TIMEOUT",
+)
+assert len(REPLIES_NAMES) == REPLY_COUNT
+
+
+@cython.final
+cdef class Book:
+    """A reply book: what each reply of the dialogue reads, as octets with their CRLF.
+
+    ``texts`` has a ``bytes`` for each of ``REPLIES_NAMES``. Raises ``ValueError`` for one that is missing,
+    unknown, or not a reply.
+    """
+
+    def __init__(self, texts not None):
+        if set(texts) != set(REPLIES_NAMES):
+            raise ValueError(f"replies missing or unknown: {sorted(set(texts) ^ set(REPLIES_NAMES))}")
+        self.texts = tuple(bytes(texts[name]) for name in REPLIES_NAMES)
+        for position, text in enumerate(self.texts):
+            if not (text[:3].isdigit() and text.endswith(b"\r\n")):
+                raise ValueError(f"{REPLIES_NAMES[position]} is no reply: {text!r}")
+            self.codes[<int>position] = int(text[:3])
+
+    cdef bytes text(self, int reply):
+        return <bytes>self.texts[reply]
+
+    def __getitem__(self, str name):
+        """The octets of the reply called ``name``."""
+        return self.texts[REPLIES_NAMES.index(name)]
+
+
+# --- memory -------------------------------------------------------------------------------------------------
+
+cdef enum:
+    FIRST_CAPACITY = 512 * 1024
+    SPARES = 16
+
+
+@cython.final
+@cython.no_gc_clear     # its memory goes back to the engine, which must still be there
+cdef class Block:
+    """Content held in memory, as a read-only buffer; its memory goes back to the engine that lent it."""
+
+    def __cinit__(self):
+        self.memory.data = NULL
+
+    def __dealloc__(self):
+        if self.memory.data != NULL:
+            self.engine.give_memory(&self.memory)
+
+    def __len__(self):
+        return self.length
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, self.memory.data, self.length, 1, flags)
+
+    def __releasebuffer__(self, Py_buffer *buffer):
+        pass
+
+
+# --- the engine ---------------------------------------------------------------------------------------------
+
+# A kind's name by its number, and the bit of each in a hook mask.
+ASKS = ("", "CONNECT", "HELO", "EHLO", "MAIL", "RCPT", "DATA", "RSET", "NOOP", "QUIT", "VRFY")
+HOOKS = {name: 1 << kind for kind, name in enumerate(ASKS) if kind}
+assert ASKS[ASK_VRFY] == "VRFY"
+NEWLINES = ("normalize", "reject", "keep")
+
+
+@cython.final
+@cython.no_gc_clear     # dialogues and blocks that die in the same collection give their memory back
+cdef class Engine:
+    """What all dialogues of one worker share. Sizes are in octets, times in seconds.
+
+    ``hooks`` is a sum of ``HOOKS``: what the dialogue asks for; anything else it answers by itself.
+    ``open_spill(dialogue)`` gives an object with ``write(memoryview)`` and ``close()`` for content beyond
+    ``spill_threshold``; without it all content stays in memory. ``now`` is a coarse clock that ``tick`` moves.
+    """
+
+    def __init__(self, *, Book book not None, Counters counters=None, unsigned hooks=0, open_spill=None,
+                 uint64_t max_message_size=32 << 20, unsigned max_recipients=1000,
+                 unsigned max_command_line=2048, unsigned max_line_length=0, unsigned max_errors=20,
+                 str bare_newline="normalize", bint smtputf8=True, bint starttls=False,
+                 bint require_starttls=False, uint64_t spill_threshold=1 << 20,
+                 uint64_t memory_budget=256 << 20, double idle_timeout=300,
+                 double transaction_timeout=3600, double handler_timeout=300):
+        if max_command_line > HEADROOM:
+            raise ValueError(f"max_command_line is at most {HEADROOM}")
+        self.book = book
+        self.counters = counters if counters is not None else Counters(bytearray(SLOT_BYTES))
+        self.live = set()
+        self.hooks = hooks
+        self.open_spill = open_spill
+        self.max_message_size = max_message_size
+        self.max_recipients = max_recipients
+        self.max_command_line = max_command_line
+        self.max_line_length = max_line_length
+        self.max_errors = max_errors
+        self.newlines = NEWLINES.index(bare_newline)
+        self.smtputf8 = smtputf8
+        self.starttls = starttls
+        self.require_starttls = require_starttls
+        self.spill_threshold = spill_threshold
+        self.memory_budget = memory_budget
+        self.idle_timeout = idle_timeout
+        self.transaction_timeout = transaction_timeout
+        self.handler_timeout = handler_timeout
+        self.receive = <char *>malloc(HEADROOM + RECEIVE_CONTENT)
+        if self.receive == NULL:
+            raise MemoryError()
+        self.commands_view = PyMemoryView_FromMemory(self.receive + HEADROOM, RECEIVE_COMMANDS, PyBUF_WRITE)
+        self.content_view = PyMemoryView_FromMemory(self.receive + HEADROOM, RECEIVE_CONTENT, PyBUF_WRITE)
+
+    def __dealloc__(self):
+        free(self.receive)
+        while self.spares > 0:
+            self.spares -= 1
+            free(self.spare[self.spares].data)
+
+    def tick(self, double now):
+        """Moves the clock to ``now``; returns the ``(dialogue, state)`` whose time is over."""
+        self.now = now
+        self.counters.words[HEARTBEAT] = <uint64_t>(now * 1e9)
+        # What lay unused for a whole tick goes back to the system.
+        cdef int unused = min(self.spares_unused, self.spares)
+        for _ in range(unused):
+            self.spares -= 1
+            free(self.spare[self.spares].data)
+        self.spares_unused = self.spares
+        expired = []
+        for dialogue in self.live:
+            state = dialogue.overdue()
+            if state is not None:
+                expired.append((dialogue, state))
+        return expired
+
+    # Memory that messages in flight hold counts against the budget until the message is gone.
+
+    cdef bint hold(self, uint64_t octets) noexcept:
+        if self.held + octets > self.memory_budget:
+            return False
+        self.held += octets
+        self.counters.words[BUFFERED_BYTES] = self.held
+        return True
+
+    cdef void release(self, uint64_t octets) noexcept:
+        self.held -= octets
+        self.counters.words[BUFFERED_BYTES] = self.held
+
+    # Memory goes round: fresh pages cost more (0.25 us each, 64 to 128 us a MB here) than all else about a large
+    # message. realloc moves pages, not octets, at these sizes (mremap).
+
+    cdef bint take_memory(self, Memory *memory, size_t capacity) noexcept:
+        cdef size_t wanted
+        memory.data = NULL
+        if self.spares > 0:
+            if not self.hold(self.spare[self.spares - 1].capacity):
+                return False
+            self.spares -= 1
+            self.spares_unused = min(self.spares_unused, self.spares)
+            memory[0] = self.spare[self.spares]
+            if self.grow_memory(memory, capacity):
+                return True
+            self.give_memory(memory)
+            return False
+        wanted = max(capacity, min(<size_t>FIRST_CAPACITY, <size_t>self.spill_threshold + RECEIVE_CONTENT))
+        if not self.hold(wanted):
+            return False
+        memory.data = <char *>malloc(wanted)
+        if memory.data == NULL:
+            self.release(wanted)
+            return False
+        memory.capacity = wanted
+        return True
+
+    cdef bint grow_memory(self, Memory *memory, size_t capacity) noexcept:
+        cdef size_t wanted
+        cdef char *data
+        if memory.capacity >= capacity:
+            return True
+        wanted = max(capacity, min(memory.capacity * 2, <size_t>self.spill_threshold + RECEIVE_CONTENT))
+        if not self.hold(wanted - memory.capacity):
+            return False
+        data = <char *>realloc(memory.data, wanted)
+        if data == NULL:
+            self.release(wanted - memory.capacity)
+            return False
+        memory.data = data
+        memory.capacity = wanted
+        return True
+
+    cdef void give_memory(self, Memory *memory) noexcept:
+        if memory.data == NULL:
+            return
+        self.release(memory.capacity)
+        if self.spares < SPARES and memory.capacity <= self.spill_threshold + RECEIVE_CONTENT:
+            self.spare[self.spares] = memory[0]
+            self.spares += 1
+        else:
+            free(memory.data)
+        memory.data = NULL

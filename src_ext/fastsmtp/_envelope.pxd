@@ -1,0 +1,15 @@
+"""The facts that a dialogue learns, as the other compiled modules see them."""
+
+
+cdef class Session:
+    cdef public object peer, ssl, host_name, proxy_data, auth_data, authenticated
+    cdef public bint extended_smtp, tls
+    cdef dict __dict__
+
+
+cdef class Envelope:
+    cdef public object mail_from, body
+    cdef public list rcpt_tos
+    cdef public bint smtp_utf8
+    cdef object _mail_options, _rcpt_options, _content, _original_content
+    cdef dict __dict__

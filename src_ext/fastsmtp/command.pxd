@@ -1,0 +1,68 @@
+from libc.stdint cimport uint64_t
+
+
+cdef extern from "grammar.h" nogil:
+    struct path:
+        const char *address
+        size_t length
+        int non_ascii
+
+    enum parameter_result:
+        PARAMETER_OK
+
+    struct parameter:
+        const char *keyword
+        const char *value
+        size_t keyword_length
+        size_t value_length
+
+    parameter_result next_parameter(const char *p, size_t n, size_t *at, parameter *parameter)
+    int valid_utf8(const char *p, size_t n)
+
+
+cdef extern from "command.h" nogil:
+    enum verb:
+        VERB_HELO
+        VERB_EHLO
+        VERB_MAIL
+        VERB_RCPT
+        VERB_DATA
+        VERB_RSET
+        VERB_NOOP
+        VERB_QUIT
+        VERB_VRFY
+        VERB_HELP
+        VERB_STARTTLS
+        VERB_KNOWN
+        VERB_FOREIGN
+        VERB_UNKNOWN
+        VERBS
+
+    struct command:
+        verb verb
+        const char *argument
+        size_t length
+
+    void parse_command(const char *line, size_t n, command *command)
+
+    enum:
+        PARAMETER_SIZE
+        PARAMETER_BODY
+        PARAMETER_SMTPUTF8
+
+    struct transaction_argument:
+        path path
+        size_t parameters
+        unsigned given
+        uint64_t size
+
+    enum argument_result:
+        ARGUMENT_OK
+        ARGUMENT_SYNTAX
+        ARGUMENT_ADDRESS
+        ARGUMENT_VALUE
+        ARGUMENT_PARAMETER
+        ARGUMENT_NON_ASCII
+
+    argument_result parse_mail(const char *p, size_t n, unsigned offered, transaction_argument *argument)
+    argument_result parse_rcpt(const char *p, size_t n, int utf8, transaction_argument *argument)

@@ -1,0 +1,164 @@
+#include "content.h"
+
+#include <string.h>
+
+#include "scan.h"
+
+void content_begin(struct content *c, uint8_t newlines, uint64_t max_size, uint32_t max_line)
+{
+    memset(c, 0, sizeof *c);
+    c->state = CONTENT_LINE_BEGIN;
+    c->newlines = newlines;
+    c->max_size = max_size;
+    c->max_line = max_line;
+}
+
+struct out {
+    uint8_t *dst;
+    size_t stored;
+};
+
+static void store(struct content *c, struct out *out, const uint8_t *p, size_t n)
+{
+    c->size += n;
+    if (c->max_size && c->size > c->max_size)
+        c->too_big = 1;
+    if (out->dst == NULL || c->too_big)
+        return;
+    uint8_t *to = out->dst + out->stored;
+    if (to != p)
+        memmove(to, p, n);
+    out->stored += n;
+}
+
+static void end_line(struct content *c, size_t octets)
+{
+    c->line += octets;
+    if (c->line > (uint64_t)c->max_line + 2)
+        c->long_line = 1;
+    c->line = 0;
+}
+
+/* Measures the lines of a run; its first octet is not the LF of a line end.  */
+static void measure(struct content *c, const uint8_t *p, size_t n)
+{
+    const uint8_t *begin = p, *from = p, *end = p + n, *lf;
+    while ((lf = memchr(from, '\n', (size_t)(end - from)))) {
+        from = lf + 1;
+        if (lf > p && lf[-1] == '\r') {
+            end_line(c, (size_t)(from - begin));
+            begin = from;
+        }
+    }
+    c->line += (size_t)(end - begin);
+    if (c->line > (uint64_t)c->max_line + 2)
+        c->long_line = 1;
+}
+
+size_t content_feed(struct content *c, const uint8_t *src, size_t n, uint8_t *dst, size_t room, int in_place,
+                    size_t *stored)
+{
+    static const uint8_t CRLF[2] = {'\r', '\n'};
+    struct out out = {dst, 0};
+    size_t i = 0;
+
+    while (i < n && c->state != CONTENT_END) {
+        uint8_t octet = src[i];
+        switch (c->state) {
+        case CONTENT_LINE_BEGIN:
+            if (octet == '.') {
+                c->state = CONTENT_DOT;
+                i++;
+                continue;
+            }
+            break;
+
+        case CONTENT_CR:
+            if (octet == '\n') {
+                store(c, &out, src + i, 1);
+                if (c->max_line)
+                    end_line(c, 1);
+                c->state = CONTENT_LINE_BEGIN;
+                i++;
+                continue;
+            }
+            c->bare_cr = 1;
+            if (c->newlines == NEWLINES_NORMALIZE) {
+                if (in_place && out.stored + 1 > room + i)
+                    goto done;
+                store(c, &out, CRLF + 1, 1);
+                if (c->max_line)
+                    end_line(c, 1);
+            }
+            c->state = CONTENT_LINE;
+            break;
+
+        case CONTENT_DOT:
+            if (octet == '\r') {
+                c->state = CONTENT_DOT_CR;
+                i++;
+                continue;
+            }
+            c->state = CONTENT_LINE; /* the dot was stuffed: it is gone */
+            break;
+
+        case CONTENT_DOT_CR:
+            if (octet == '\n') {
+                c->state = CONTENT_END;
+                i++;
+                continue;
+            }
+            if (in_place && out.stored + 1 > room + i)
+                goto done;
+            store(c, &out, CRLF, 1);
+            if (c->max_line)
+                c->line++;
+            c->state = CONTENT_CR;
+            continue;
+
+        default:
+            break;
+        }
+
+        if (octet == '\n') { /* CONTENT_LINE_BEGIN or CONTENT_LINE: no CR before it */
+            c->bare_lf = 1;
+            if (c->newlines == NEWLINES_NORMALIZE) {
+                if (in_place && out.stored + 2 > room + i + 1)
+                    goto done;
+                store(c, &out, CRLF, 2);
+                if (c->max_line)
+                    end_line(c, 2);
+            } else {
+                store(c, &out, src + i, 1);
+                c->line++;
+            }
+            c->state = CONTENT_LINE;
+            i++;
+            continue;
+        }
+
+        /* A run without an event. What comes before it is dealt with, so only pairs within it count.  */
+        size_t run;
+        if (c->newlines == NEWLINES_KEEP) {
+            run = scan_dots(src + i, n - i);
+            while (run < n - i && (run < 2 || src[i + run - 2] != '\r')) /* ". after a lone LF" is plain */
+                run += scan_dots(src + i + run, n - i - run);
+        } else {
+            run = scan_strict(src + i, n - i);
+        }
+        if (c->max_line)
+            measure(c, src + i, run);
+        uint8_t last = src[i + run - 1];
+        if (last == '\r')
+            c->state = CONTENT_CR;
+        else if (last == '\n' && (run < 2 || src[i + run - 2] == '\r'))
+            c->state = CONTENT_LINE_BEGIN;
+        else
+            c->state = CONTENT_LINE;
+        store(c, &out, src + i, run); /* in place this moves what was looked at: it comes last */
+        i += run;
+    }
+done:
+    *stored = out.stored;
+    return i;
+}

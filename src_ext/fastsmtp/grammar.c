@@ -1,0 +1,273 @@
+#include "grammar.h"
+
+#include <arpa/inet.h>
+#include <string.h>
+
+/* What an octet may be part of. Octets from 0x80 are UTF-8, which the line was checked to be as a whole; they
+   count as atext, qtext and letters (RFC 6531 3.3).  */
+enum { ATEXT = 1, LETTER_DIGIT = 2, LABEL = 4, QTEXT = 8, VALUE = 16 };
+
+static int class_of(uint8_t octet)
+{
+    if (octet >= 0x80)
+        return ATEXT | LETTER_DIGIT | LABEL | QTEXT | VALUE;
+    if (octet < 0x20 || octet == 0x7f)
+        return 0;
+    if (octet == ' ')
+        return QTEXT;
+    int value = octet == '=' ? 0 : VALUE;
+    int qtext = octet == '"' || octet == '\\' ? 0 : QTEXT;
+    if ((octet >= '0' && octet <= '9') || (octet >= 'A' && octet <= 'Z') || (octet >= 'a' && octet <= 'z'))
+        return ATEXT | LETTER_DIGIT | LABEL | value | qtext;
+    if (octet == '-' || octet == '_') /* no host name has "_", but the domains of real mail do */
+        return ATEXT | LABEL | value | qtext;
+    return (strchr("!#$%&'*+/=?^`{|}~", octet) ? ATEXT : 0) | value | qtext;
+}
+
+static uint8_t classes[256];
+
+__attribute__((constructor)) static void fill_classes(void)
+{
+    for (int octet = 0; octet < 256; octet++)
+        classes[octet] = (uint8_t)class_of((uint8_t)octet);
+}
+
+struct reader {
+    const uint8_t *p, *end;
+    int non_ascii;
+};
+
+static int is(const struct reader *r, char octet)
+{
+    return r->p < r->end && *r->p == (uint8_t)octet;
+}
+
+static size_t run(struct reader *r, int class)
+{
+    const uint8_t *begin = r->p;
+    for (; r->p < r->end && (classes[*r->p] & class); r->p++)
+        r->non_ascii |= *r->p & 0x80;
+    return (size_t)(r->p - begin);
+}
+
+static int read_dot_string(struct reader *r)
+{
+    if (!run(r, ATEXT))
+        return 0;
+    while (is(r, '.')) {
+        r->p++;
+        if (!run(r, ATEXT))
+            return 0;
+    }
+    return 1;
+}
+
+static int read_quoted_string(struct reader *r)
+{
+    r->p++;
+    for (;;) {
+        run(r, QTEXT);
+        if (is(r, '"')) {
+            r->p++;
+            return 1;
+        }
+        if (!is(r, '\\') || r->end - r->p < 2 || r->p[1] < 0x20 || r->p[1] > 0x7e)
+            return 0;
+        r->p += 2;
+    }
+}
+
+static int read_local_part(struct reader *r)
+{
+    const uint8_t *begin = r->p;
+    if (!(is(r, '"') ? read_quoted_string(r) : read_dot_string(r)))
+        return 0;
+    return r->p - begin <= MAX_LOCAL_PART;
+}
+
+static int read_domain_name(struct reader *r)
+{
+    const uint8_t *begin = r->p;
+    for (;;) {
+        const uint8_t *label = r->p;
+        size_t length = run(r, LABEL);
+        if (length == 0 || length > MAX_LABEL || *label == '-' || r->p[-1] == '-')
+            return 0;
+        if (!is(r, '.'))
+            break;
+        r->p++;
+    }
+    return r->p - begin <= MAX_DOMAIN;
+}
+
+/* RFC 5321 4.1.3.  */
+static int read_address_literal(struct reader *r)
+{
+    const uint8_t *begin = r->p++;
+    const uint8_t *close = memchr(r->p, ']', (size_t)(r->end - r->p));
+    if (close == NULL || close + 1 - begin > MAX_DOMAIN)
+        return 0;
+    size_t length = (size_t)(close - r->p);
+    char text[MAX_DOMAIN + 1];
+    memcpy(text, r->p, length);
+    text[length] = 0;
+    if (memchr(text, 0, length))
+        return 0;
+
+    unsigned char packed[16];
+    char *colon = strchr(text, ':');
+    if (colon == NULL) {
+        if (inet_pton(AF_INET, text, packed) != 1)
+            return 0;
+    } else if (same_word(text, (size_t)(colon - text), "IPV6")) {
+        if (inet_pton(AF_INET6, colon + 1, packed) != 1)
+            return 0;
+    } else {
+        /* General-address-literal: a tag that is an Ldh-str, then dcontent.  */
+        if (colon == text || colon[-1] == '-' || colon[1] == 0)
+            return 0;
+        for (const char *c = text; c < colon; c++)
+            if ((uint8_t)*c >= 0x80 || *c == '_' || !(classes[(uint8_t)*c] & LABEL))
+                return 0;
+        for (const char *c = colon + 1; *c; c++)
+            if (*c < 33 || *c > 126 || *c == '[' || *c == '\\')
+                return 0;
+    }
+    r->p = close + 1;
+    return 1;
+}
+
+/* "@a,@b:" before a mailbox: to be accepted and ignored (RFC 5321 4.1.1.3, appendix C).  */
+static int read_source_route(struct reader *r)
+{
+    for (;;) {
+        if (!is(r, '@'))
+            return 0;
+        r->p++;
+        if (!read_domain_name(r))
+            return 0;
+        if (is(r, ':')) {
+            r->p++;
+            return 1;
+        }
+        if (!is(r, ','))
+            return 0;
+        r->p++;
+    }
+}
+
+enum path_result parse_path(const char *p, size_t n, struct path *path, size_t *end)
+{
+    struct reader r = {(const uint8_t *)p, (const uint8_t *)p + n, 0};
+    memset(path, 0, sizeof *path);
+    if (!is(&r, '<'))
+        return PATH_NO_BRACKET;
+    r.p++;
+    if (is(&r, '>')) {
+        *end = 2;
+        return PATH_OK;
+    }
+    int route = is(&r, '@');
+    if (route && !read_source_route(&r))
+        return PATH_MALFORMED;
+    const uint8_t *address = r.p;
+    if (!read_local_part(&r))
+        return PATH_MALFORMED;
+    if (is(&r, '@')) {
+        r.p++;
+        if (!(is(&r, '[') ? read_address_literal(&r) : read_domain_name(&r)))
+            return PATH_MALFORMED;
+    } else if (route) {
+        return PATH_MALFORMED;
+    } else {
+        path->domainless = 1;
+    }
+    if (!is(&r, '>'))
+        return PATH_MALFORMED;
+    path->address = (const char *)address;
+    path->length = (size_t)(r.p - address);
+    path->non_ascii = r.non_ascii != 0;
+    *end = (size_t)(r.p + 1 - (const uint8_t *)p);
+    return *end <= MAX_PATH ? PATH_OK : PATH_MALFORMED;
+}
+
+enum parameter_result next_parameter(const char *p, size_t n, size_t *at, struct parameter *parameter)
+{
+    size_t i = *at;
+    if (i < n && p[i] != ' ')
+        return PARAMETER_MALFORMED;
+    while (i < n && p[i] == ' ')
+        i++;
+    if (i == n) {
+        *at = i;
+        return PARAMETER_NONE;
+    }
+    struct reader r = {(const uint8_t *)p + i, (const uint8_t *)p + n, 0};
+    parameter->keyword = p + i;
+    if (!(classes[*r.p] & LETTER_DIGIT) || *r.p >= 0x80)
+        return PARAMETER_MALFORMED;
+    while (r.p < r.end && *r.p < 0x80 && *r.p != '_' && (classes[*r.p] & LABEL))
+        r.p++;
+    parameter->keyword_length = (size_t)((const char *)r.p - parameter->keyword);
+    parameter->value = NULL;
+    parameter->value_length = 0;
+    if (is(&r, '=')) {
+        r.p++;
+        parameter->value = (const char *)r.p;
+        parameter->value_length = run(&r, VALUE);
+        if (parameter->value_length == 0)
+            return PARAMETER_MALFORMED;
+    }
+    *at = (size_t)((const char *)r.p - p);
+    return *at == n || p[*at] == ' ' ? PARAMETER_OK : PARAMETER_MALFORMED;
+}
+
+int valid_utf8(const char *text, size_t n)
+{
+    const uint8_t *p = (const uint8_t *)text, *end = p + n;
+    while (p < end) {
+        if (*p < 0x80) {
+            p++;
+            continue;
+        }
+        /* RFC 3629 section 4: the second octet's range depends on the first.  */
+        uint8_t first = *p, low = 0x80, high = 0xbf;
+        int more;
+        if (first >= 0xc2 && first <= 0xdf) {
+            more = 1;
+        } else if (first >= 0xe0 && first <= 0xef) {
+            more = 2;
+            if (first == 0xe0)
+                low = 0xa0;
+            else if (first == 0xed)
+                high = 0x9f;
+        } else if (first >= 0xf0 && first <= 0xf4) {
+            more = 3;
+            if (first == 0xf0)
+                low = 0x90;
+            else if (first == 0xf4)
+                high = 0x8f;
+        } else {
+            return 0;
+        }
+        if (end - p <= more || p[1] < low || p[1] > high)
+            return 0;
+        for (int k = 2; k <= more; k++)
+            if ((p[k] & 0xc0) != 0x80)
+                return 0;
+        p += more + 1;
+    }
+    return 1;
+}
+
+int same_word(const char *p, size_t n, const char *upper)
+{
+    for (size_t i = 0; i < n; i++) {
+        char octet = p[i];
+        if (octet >= 'a' && octet <= 'z')
+            octet = (char)(octet - 'a' + 'A');
+        if (upper[i] == 0 || octet != upper[i])
+            return 0;
+    }
+    return upper[n] == 0;
+}

@@ -1,0 +1,44 @@
+"""File systems for tests: a small one that fills up, and one that is not that of the test's folder."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+@contextmanager
+def small_disk(parent: Path, size: str = "256k") -> Iterator[Path]:
+    """A file system of its own of ``size``, mounted below ``parent``; skips where mounting is not allowed."""
+    folder = parent / "small-disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small file system: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextmanager
+def bind_mount(folder: Path, parent: Path) -> Iterator[Path]:
+    """``folder`` mounted a second time below ``parent``: the same device, but no link goes between them."""
+    other = parent / "bound"
+    other.mkdir()
+    mounted = subprocess.run(["mount", "--bind", str(folder), str(other)], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot bind-mount: {mounted.stderr.strip()}")
+    try:
+        yield other
+    finally:
+        subprocess.run(["umount", "--lazy", str(other)], check=True)
+
+
+def open_files() -> int:
+    """How many files this process has open."""
+    return len(os.listdir("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"))

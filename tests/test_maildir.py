@@ -1,0 +1,750 @@
+"""Maildir delivery: safe before it is said to be, whole or not at all, and never on the loop."""
+
+import asyncio
+import errno
+import hashlib
+import logging
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+import uvloop
+from disks import open_files, small_disk
+
+import fastsmtp.body
+import fastsmtp.sinks.commit
+import fastsmtp.sinks.maildir
+from fastsmtp._envelope import Envelope, Session
+from fastsmtp.body import Body, Spill
+from fastsmtp.errors import ConfigError, SMTPError
+from fastsmtp.sinks import Sink, make_sink
+from fastsmtp.sinks.commit import FolderSync
+
+CONTENT = b"Subject: test\r\n\r\n.a line\r\nb\xe9n\0\r\n"
+DEADLINE = 20  # seconds, for what takes milliseconds
+
+
+def a_session() -> Session:
+    session = Session()
+    session.peer = ("192.0.2.7", 40000)
+    session.host_name = "client.example"
+    session.extended_smtp = True
+    return session
+
+
+def an_envelope(*rcpt_tos: str, body: Body | None = None) -> Envelope:
+    envelope = Envelope()
+    envelope.mail_from = "ann@a.example"
+    envelope.rcpt_tos = list(rcpt_tos) or ["ben@b.example"]
+    envelope.body = body or Body.in_memory(CONTENT)
+    return envelope
+
+
+def a_spilled_envelope(sink: Sink, folder: Path, *rcpt_tos: str, content: bytes = CONTENT) -> Envelope:
+    envelope = an_envelope(*rcpt_tos)
+    spill = Spill(folder, sink.head(a_session(), envelope))
+    spill.write(memoryview(content))
+    envelope.body = spill.body()
+    return envelope
+
+
+async def deliver(sink: Sink, envelope: Envelope) -> str:
+    answer = sink.deliver(a_session(), envelope)
+    return answer if isinstance(answer, str) else await asyncio.wait_for(answer, DEADLINE)
+
+
+async def refused(sink: Sink, envelope: Envelope) -> str:
+    with pytest.raises(SMTPError) as error:
+        await deliver(sink, envelope)
+    return f"{error.value.code} {error.value.enhanced}"
+
+
+@asynccontextmanager
+async def opened(path: Path | str, query: str = "") -> AsyncIterator[Sink]:
+    sink = make_sink(f"maildir:{path}{query}", hostname="mx.example")
+    await sink.open()
+    try:
+        yield sink
+    finally:
+        await sink.close()
+
+
+def mail_in(mailbox: Path) -> list[bytes]:
+    """The messages in new/; nothing may lie anywhere else."""
+    assert list((mailbox / "tmp").iterdir()) == []
+    assert list((mailbox / "cur").iterdir()) == []
+    return [path.read_bytes() for path in sorted((mailbox / "new").iterdir())]
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Without the rights of root, whom no permission stops."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+class SlowDisk:
+    """Syncs of files that wait until they are let go: the disk's time, made as long as a test needs it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun = threading.Event()
+        self.go_on = threading.Event()
+        real = fastsmtp.body.sync_file
+
+        def slow(fd: int) -> None:
+            self.begun.set()
+            assert self.go_on.wait(DEADLINE)
+            real(fd)
+
+        monkeypatch.setattr(fastsmtp.body, "sync_file", slow)
+
+
+@pytest.fixture
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowDisk]:
+    disk = SlowDisk(monkeypatch)
+    yield disk
+    disk.go_on.set()
+
+
+@pytest.fixture
+def no_tmpfile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fastsmtp.body, "_O_TMPFILE", 0)
+
+
+# What is delivered
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("query", ["", "?sync=no"])
+def test_a_message_lies_in_new_with_its_trace_lines_octet_by_octet(
+    run: Callable[..., str], query: str, tmp_path: Path
+) -> None:
+    async def one() -> str:
+        async with opened(tmp_path / "mail", query) as sink:
+            return await deliver(sink, an_envelope())
+
+    queue_id = run(one())
+    (message,) = mail_in(tmp_path / "mail")
+    head, content = message[: -len(CONTENT)], message[-len(CONTENT) :]
+    assert content == CONTENT
+    assert head.startswith(
+        b"Return-Path: <ann@a.example>\r\nDelivered-To: ben@b.example\r\n"
+        b"Received: from client.example ([192.0.2.7])\r\n\tby mx.example with ESMTP id "
+        + queue_id.encode()
+        + b"\r\n\tfor <ben@b.example>; "
+    )
+    assert os.listdir(tmp_path / "mail" / "new") == [f"{queue_id}.mx.example"]
+    assert re.fullmatch(rf"\d+\.M\d+P{os.getpid()}Q\d+", queue_id)
+
+
+@pytest.mark.asyncio
+async def test_without_trace_the_file_is_what_was_sent(tmp_path: Path) -> None:
+    async with opened(tmp_path, "?trace=no") as sink:
+        envelope = a_spilled_envelope(sink, tmp_path)
+        await deliver(sink, envelope)
+        await deliver(sink, an_envelope())
+    assert mail_in(tmp_path) == [CONTENT, CONTENT]
+
+
+@pytest.mark.asyncio
+async def test_folders_are_private_and_mode_opens_them(tmp_path: Path) -> None:
+    old = os.umask(0o077)
+    try:
+        async with opened(tmp_path / "private") as sink:
+            await deliver(sink, an_envelope())
+        async with opened(tmp_path / "shared", "?mode=640") as sink:
+            await deliver(sink, an_envelope())
+            await deliver(sink, a_spilled_envelope(sink, tmp_path))
+    finally:
+        os.umask(old)
+
+    def modes(folder: Path) -> set[int]:
+        return {path.stat().st_mode & 0o777 for path in folder.iterdir()}
+
+    assert modes(tmp_path) == {0o700, 0o750}
+    assert modes(tmp_path / "private") == {0o700}
+    assert modes(tmp_path / "private" / "new") == {0o600}
+    assert modes(tmp_path / "shared") == {0o750}
+    assert modes(tmp_path / "shared" / "new") == {0o640}
+
+
+@pytest.mark.asyncio
+@pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="this system has no O_TMPFILE")
+async def test_a_spilled_message_is_linked_and_not_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fastsmtp.body, "copy_range", lambda *_: pytest.fail("the body was copied"))
+    async with opened(tmp_path / "mail") as sink:
+        envelope = a_spilled_envelope(sink, tmp_path)
+        queue_id = await deliver(sink, envelope)
+        assert envelope.queue_id == queue_id
+    (message,) = mail_in(tmp_path / "mail")
+    assert message == envelope.trace_head + CONTENT
+    assert f" id {queue_id}\r\n".encode() in message
+
+
+@pytest.mark.asyncio
+async def test_a_spilled_message_reaches_another_file_system(tmp_path: Path) -> None:
+    with small_disk(tmp_path, "1m") as disk:
+        async with opened(tmp_path / "mail") as sink:
+            envelope = a_spilled_envelope(sink, disk, content=CONTENT * 1000)
+            await deliver(sink, envelope)
+            assert envelope.body is not None
+            envelope.body.close()
+    assert mail_in(tmp_path / "mail") == [envelope.trace_head + CONTENT * 1000]
+
+
+@pytest.mark.asyncio
+async def test_recipients_that_a_hook_changed_after_the_spill_are_the_ones_named(tmp_path: Path) -> None:
+    async with opened(tmp_path / "mail") as sink:
+        envelope = a_spilled_envelope(sink, tmp_path)
+        envelope.rcpt_tos = ["eve@b.example"]
+        await deliver(sink, envelope)
+    (message,) = mail_in(tmp_path / "mail")
+    assert message.endswith(CONTENT)
+    assert b"\r\nDelivered-To: eve@b.example\r\nReceived: " in message
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("query", ["", "?sync=no"])
+@pytest.mark.parametrize("spilled", [False, True])
+async def test_each_recipient_has_a_mailbox(spilled: bool, query: str, tmp_path: Path) -> None:
+    rcpt_tos = ["ben@B.example", "jörg@bücher.example", '"ben"@b.example', "Postmaster"]
+    async with opened(f"{tmp_path}/mail/{{domain}}/{{local}}", query) as sink:
+        assert os.listdir(tmp_path / "mail") == []
+        if spilled:
+            queue_id = await deliver(sink, a_spilled_envelope(sink, tmp_path, *rcpt_tos))
+        else:
+            queue_id = await deliver(sink, an_envelope(*rcpt_tos))
+    names = {}
+    for folder in "b.example/ben", "bücher.example/jörg", "mx.example/postmaster":
+        (message,) = mail_in(tmp_path / "mail" / folder)
+        assert message.endswith(CONTENT)
+        assert b" for " not in message.replace(b"\t", b" ")
+        names[folder] = re.findall(r"Delivered-To: (.*)\r\n", message.decode(errors="replace"))
+        assert os.listdir(tmp_path / "mail" / folder / "new") == [f"{queue_id}.mx.example"]
+    assert names == {
+        "b.example/ben": ["ben@B.example", '"ben"@b.example'],
+        "bücher.example/jörg": ["jörg@bücher.example"],
+        "mx.example/postmaster": ["Postmaster"],
+    }
+
+
+@pytest.mark.asyncio
+async def test_many_mailboxes_need_few_open_files(tmp_path: Path) -> None:
+    rcpt_tos = [f"user{i}@b.example" for i in range(200)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with opened(f"{tmp_path}/{{local}}") as sink:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (open_files() + 100, hard))
+        try:
+            await deliver(sink, an_envelope(*rcpt_tos))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert all(len(mail_in(tmp_path / f"user{i}")) == 1 for i in range(200))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("spilled", [False, True])
+async def test_it_works_where_there_are_no_unnamed_files(
+    spilled: bool, tmp_path: Path, no_tmpfile: None
+) -> None:
+    async with opened(tmp_path / "mail") as sink:
+        await deliver(sink, a_spilled_envelope(sink, tmp_path) if spilled else an_envelope())
+        assert len(mail_in(tmp_path / "mail")) == 1
+        shutil.rmtree(tmp_path / "mail" / "new")
+        assert await refused(sink, an_envelope()) == "452 4.3.1"
+        assert os.listdir(tmp_path / "mail" / "tmp") == []
+
+
+# Names
+
+
+@pytest.mark.asyncio
+async def test_a_name_that_is_taken_is_never_overwritten(tmp_path: Path) -> None:
+    async with opened(tmp_path) as sink:
+        envelopes = [an_envelope(body=Body.in_memory(b"%d" % i)) for i in range(3)]
+        for envelope in envelopes:
+            envelope.queue_id = "1.M1P1Q1"
+        await asyncio.gather(*[deliver(sink, envelope) for envelope in envelopes])
+    assert sorted(message[-1:] for message in mail_in(tmp_path)) == [b"0", b"1", b"2"]
+    assert "1.M1P1Q1.mx.example" in os.listdir(tmp_path / "new")
+
+
+@pytest.mark.asyncio
+async def test_a_host_name_cannot_lead_out_of_the_folder_or_pose_as_flags(tmp_path: Path) -> None:
+    sink = make_sink(f"maildir:{tmp_path}", hostname="../a:2,S " + "x" * 300)
+    await sink.open()
+    await deliver(sink, an_envelope())
+    await sink.close()
+    (name,) = os.listdir(tmp_path / "new")
+    assert r"...\057a\0722\054S\040xxx" in name
+
+
+PROGRAM = """
+import asyncio, hashlib, os, sys, time
+sys.path.insert(0, sys.argv[1])
+from test_maildir import a_session, an_envelope, a_spilled_envelope, make_sink
+from fastsmtp.body import Body
+from pathlib import Path
+
+async def client(sink, folder, count):
+    for i in range(count):
+        content = os.urandom(2000 + i % 7 * 1000)
+        content = hashlib.sha256(content).digest() + content
+        if i % 5 == 4:
+            envelope = a_spilled_envelope(sink, folder, content=content)
+        else:
+            envelope = an_envelope(body=Body.in_memory(content))
+        queue_id = await sink.deliver(a_session(), envelope)
+        os.write(1, f"safe {queue_id}\\n".encode())
+
+async def main(mailbox, clients, count):
+    sink = make_sink(f"maildir:{mailbox}?trace=" + sys.argv[5], hostname="mx.example")
+    await sink.open()
+    os.write(1, b"ready\\n")
+    await asyncio.gather(*[client(sink, Path(mailbox).parent, count) for _ in range(clients)])
+    await sink.close()
+
+asyncio.run(main(sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+"""
+
+
+def start_program(
+    mailbox: Path, clients: int, count: int, *, before: tuple[str, ...] = (), trace: str = "no"
+) -> subprocess.Popen[str]:
+    arguments = [str(Path(__file__).parent), str(mailbox), str(clients), str(count), trace]
+    return subprocess.Popen(
+        [*before, sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_processes_share_a_mailbox(tmp_path: Path) -> None:
+    programs = [start_program(tmp_path / "mail", 10, 10) for _ in range(3)]
+    said = [program.communicate(timeout=DEADLINE)[0].split("\n") for program in programs]
+    assert [program.returncode for program in programs] == [0, 0, 0]
+    ids = {line.removeprefix("safe ") for lines in said for line in lines if line.startswith("safe ")}
+    assert len(ids) == 300
+    assert {f"{queue_id}.mx.example" for queue_id in ids} == set(os.listdir(tmp_path / "mail" / "new"))
+
+
+# Safe before it is said to be
+
+
+def test_after_kill_9_all_that_was_said_to_be_safe_is_there_and_all_that_is_there_is_whole(
+    tmp_path: Path,
+) -> None:
+    with start_program(tmp_path / "mail", 20, 100_000) as program:
+        assert program.stdout is not None
+        lines = []
+        while len(lines) < 400:
+            lines.append(program.stdout.readline())
+        program.send_signal(signal.SIGKILL)
+        lines += program.stdout.read().split("\n")
+    assert program.returncode == -signal.SIGKILL
+    names = os.listdir(tmp_path / "mail" / "new")
+    # A line that was cut by the kill does not count as said.
+    ids = re.findall(r"safe (\d+\.M\d+P\d+Q\d+)\n", "\n".join(line.rstrip("\n") for line in lines) + "\n")
+    assert len(ids) >= 399
+    assert {f"{queue_id}.mx.example" for queue_id in ids} <= set(names)
+    for message in mail_in(tmp_path / "mail"):
+        assert hashlib.sha256(message[32:]).digest() == message[:32]
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_messages_are_synced_then_linked_then_their_folder_is_synced_for_all_of_them(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    calls = "trace=fdatasync,fsync,linkat,write"
+    strace = ("strace", "--follow-forks", "--decode-fds=path", "-o", str(log), "-e", calls)
+    with start_program(tmp_path / "mail", 25, 4, before=strace) as program:
+        program.communicate(timeout=DEADLINE)
+    if program.returncode and not log.read_text().strip():
+        pytest.skip("strace may not trace here")
+    assert program.returncode == 0
+    text = log.read_text()
+    text = text[text.index('"ready') :]
+    unsynced_drafts = linked = durable = beginning = said = folder_syncs = file_syncs = 0
+    for line in text.split("\n"):
+        # A call of two threads at once is written in two lines: its beginning and its end.
+        begins, ends = "resumed>" not in line, "unfinished" not in line
+        if "fdatasync" in line and ends:
+            unsynced_drafts += 1
+            file_syncs += 1
+        elif "linkat" in line and begins:
+            unsynced_drafts -= 1
+            assert unsynced_drafts >= 0, "linked before its sync"
+            if ends:
+                linked += 1
+        elif "linkat" in line:
+            linked += 1
+        elif "fsync" in line:
+            if begins:
+                beginning = linked
+            if ends:
+                durable = beginning
+                folder_syncs += 1
+        elif '"safe ' in line and begins:
+            said += 1
+            assert said <= durable, "said to be safe before its folder was synced"
+    assert said == linked == file_syncs == 100
+    assert folder_syncs < 60, "the sync of the folder is not shared"
+    print(f"\n{said} messages, {folder_syncs} syncs of their folder")
+
+
+@pytest.mark.asyncio
+async def test_messages_that_come_together_share_the_sync_of_their_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+    real = fastsmtp.sinks.commit.sync_folder
+    monkeypatch.setattr(
+        fastsmtp.sinks.commit, "sync_folder", lambda path: (synced.append(path), real(path))[1]
+    )
+    async with opened(f"{tmp_path}/{{local}}") as sink:
+        envelopes = [an_envelope(f"{name}@b.example") for name in ("ann", "ben") for _ in range(50)]
+        await asyncio.gather(*[deliver(sink, envelope) for envelope in envelopes])
+    assert len(mail_in(tmp_path / "ann")) == len(mail_in(tmp_path / "ben")) == 50
+    assert 2 <= len(synced) <= 8
+
+
+def test_who_comes_while_a_folder_is_synced_shares_the_next_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, go_on = threading.Semaphore(0), threading.Semaphore(0)
+    results: list[str] = []
+
+    def sync_folder(path: bytes) -> None:
+        running.release()
+        assert go_on.acquire(timeout=DEADLINE)
+        if results:
+            raise OSError(errno.EIO, "the disk failed")
+
+    def call() -> None:
+        try:
+            shared.sync(b"/folder")
+            results.append("synced")
+        except OSError as error:
+            results.append(errno.errorcode[error.errno or 0])
+
+    monkeypatch.setattr(fastsmtp.sinks.commit, "sync_folder", sync_folder)
+    shared = FolderSync()
+    first = threading.Thread(target=call)
+    first.start()
+    assert running.acquire(timeout=DEADLINE)
+    others = [threading.Thread(target=call) for _ in range(5)]
+    for thread in others:
+        thread.start()
+    # The five wait for a sync that begins after theirs were made, which is not the one that runs.
+    while sum(turn.waiting for turn in shared._next.values()) < 5:
+        assert not results
+    go_on.release()
+    first.join(DEADLINE)
+    assert results == ["synced"]
+    assert running.acquire(timeout=DEADLINE)
+    go_on.release()
+    for thread in others:
+        thread.join(DEADLINE)
+    assert results == ["synced"] + ["EIO"] * 5
+    assert not running.acquire(blocking=False)
+
+
+# The loop
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("spilled", [False, True])
+async def test_the_loop_runs_on_while_the_disk_syncs(
+    spilled: bool, tmp_path: Path, slow_disk: SlowDisk
+) -> None:
+    async with opened(tmp_path / "mail") as sink:
+        envelope = a_spilled_envelope(sink, tmp_path) if spilled else an_envelope()
+        answer = sink.deliver(a_session(), envelope)
+        assert isinstance(answer, asyncio.Future)
+        assert await asyncio.to_thread(slow_disk.begun.wait, DEADLINE)
+        for _ in range(100):  # the heart beats, and nothing is said or seen yet
+            await asyncio.sleep(0)
+        assert not answer.done()
+        assert mail_in(tmp_path / "mail") == []
+        slow_disk.go_on.set()
+        await asyncio.wait_for(answer, DEADLINE)
+        assert len(mail_in(tmp_path / "mail")) == 1
+
+
+@pytest.mark.asyncio
+async def test_a_large_message_does_not_hold_up_small_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copying, go_on = threading.Event(), threading.Event()
+    real = fastsmtp.body.copy_range
+
+    def slow(*arguments: int) -> None:
+        copying.set()
+        assert go_on.wait(DEADLINE)
+        real(*arguments)
+
+    monkeypatch.setattr(fastsmtp.body, "copy_range", slow)
+    async with opened(tmp_path / "mail") as sink:
+        envelope = a_spilled_envelope(sink, tmp_path)
+        envelope.mail_from = "changed@a.example"  # so that it must be copied
+        large = sink.deliver(a_session(), envelope)
+        assert isinstance(large, asyncio.Future)
+        assert await asyncio.to_thread(copying.wait, DEADLINE)
+        await deliver(sink, an_envelope())
+        assert not large.done()
+        go_on.set()
+        await asyncio.wait_for(large, DEADLINE)
+    assert len(mail_in(tmp_path / "mail")) == 2
+
+
+@pytest.mark.asyncio
+async def test_close_waits_for_what_is_in_flight(tmp_path: Path, slow_disk: SlowDisk) -> None:
+    sink = make_sink(f"maildir:{tmp_path}/mail", hostname="mx.example")
+    await sink.open()
+    answers = [sink.deliver(a_session(), an_envelope()) for _ in range(10)]
+    answers += [sink.deliver(a_session(), a_spilled_envelope(sink, tmp_path)) for _ in range(10)]
+    closing = asyncio.create_task(sink.close())
+    assert await asyncio.to_thread(slow_disk.begun.wait, DEADLINE)
+    assert not closing.done()
+    slow_disk.go_on.set()
+    await asyncio.wait_for(closing, DEADLINE)
+    assert all(isinstance(answer, asyncio.Future) and answer.result() for answer in answers)
+    assert len(mail_in(tmp_path / "mail")) == 20
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("maildir")]
+
+
+@pytest.mark.asyncio
+async def test_what_is_cancelled_before_it_began_is_not_delivered(
+    tmp_path: Path, slow_disk: SlowDisk
+) -> None:
+    async with opened(tmp_path) as sink:
+        first = sink.deliver(a_session(), an_envelope())
+        assert isinstance(first, asyncio.Future)
+        assert await asyncio.to_thread(slow_disk.begun.wait, DEADLINE)
+        second = sink.deliver(a_session(), an_envelope())
+        assert isinstance(second, asyncio.Future)
+        second.cancel()
+        slow_disk.go_on.set()
+        await asyncio.wait_for(first, DEADLINE)
+    assert len(mail_in(tmp_path)) == 1
+
+
+@pytest.mark.asyncio
+async def test_a_body_that_is_closed_at_once_is_delivered_whole(tmp_path: Path, slow_disk: SlowDisk) -> None:
+    async with opened(tmp_path / "mail") as sink:
+        before = open_files()
+        envelopes = [an_envelope(), a_spilled_envelope(sink, tmp_path)]
+        answers = [sink.deliver(a_session(), envelope) for envelope in envelopes]
+        for envelope in envelopes:
+            assert envelope.body is not None
+            envelope.body.close()
+        slow_disk.go_on.set()
+        for answer in answers:
+            assert isinstance(answer, asyncio.Future)
+            await asyncio.wait_for(answer, DEADLINE)
+        assert open_files() == before
+    assert [message[-len(CONTENT) :] for message in mail_in(tmp_path / "mail")] == [CONTENT, CONTENT]
+
+
+class Memory(bytearray):
+    """Octets that tell when they are freed."""
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("mailbox", ["mail", "missing"])
+async def test_no_thread_keeps_the_memory_of_a_message(mailbox: str, tmp_path: Path) -> None:
+    async with opened(tmp_path / mailbox) as sink:
+        if mailbox == "missing":
+            shutil.rmtree(tmp_path / mailbox)
+        memory = Memory(CONTENT)
+        gone = weakref.ref(memory)
+        answer = sink.deliver(a_session(), an_envelope(body=Body.in_memory(memory)))
+        del memory
+        assert isinstance(answer, asyncio.Future)
+        await asyncio.wait({answer}, timeout=DEADLINE)
+        assert (answer.exception() is None) == (mailbox == "mail")
+    assert gone() is None
+
+
+@pytest.mark.asyncio
+async def test_without_syncs_small_messages_are_safe_at_once_until_the_disk_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path, "?sync=no") as sink:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdatasync", lambda _: pytest.fail("synced"))
+            patch.setattr(os, "fsync", lambda _: pytest.fail("synced"))
+            assert isinstance(sink.deliver(a_session(), an_envelope()), str)
+            await deliver(sink, an_envelope(body=Body.in_memory(CONTENT * 20_000)))
+        monkeypatch.setattr(fastsmtp.sinks.maildir, "_SLOW", 0.0)  # any disk is slow
+        sink.deliver(a_session(), an_envelope())
+        answer = sink.deliver(a_session(), an_envelope())
+        assert isinstance(answer, asyncio.Future)
+        await asyncio.wait_for(answer, DEADLINE)
+    assert len(mail_in(tmp_path)) == 4
+
+
+# Failures
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("query", ["", "?sync=no"])
+async def test_a_full_disk_is_452_and_leaves_nothing_behind(query: str, tmp_path: Path) -> None:
+    with small_disk(tmp_path, "256k") as disk:
+        async with opened(disk / "mail", query) as sink:
+            free = os.statvfs(disk).f_bfree
+            large = os.urandom(200_000)
+            assert await refused(sink, an_envelope(body=Body.in_memory(large * 2))) == "452 4.3.1"
+            assert await refused(sink, a_spilled_envelope(sink, tmp_path, content=large * 2)) == "452 4.3.1"
+            assert mail_in(disk / "mail") == []
+            assert os.statvfs(disk).f_bfree == free
+            await deliver(sink, an_envelope(body=Body.in_memory(large)))
+            answers = [deliver(sink, an_envelope(body=Body.in_memory(large[:30_000]))) for _ in range(5)]
+            outcome = await asyncio.gather(*answers, return_exceptions=True)
+            good = [result for result in outcome if isinstance(result, str)]
+            assert 0 < len(good) < 5
+            assert {str(e) for e in outcome if not isinstance(e, str)} == {
+                "452 4.3.1 Insufficient system storage"
+            }
+            assert len(mail_in(disk / "mail")) == 1 + len(good)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("query", ["", "?sync=no"])
+@pytest.mark.parametrize("full_first", [False, True])
+async def test_all_mailboxes_get_a_message_or_none(full_first: bool, query: str, tmp_path: Path) -> None:
+    with small_disk(tmp_path, "128k") as disk:
+        async with opened(f"{tmp_path}/{{domain}}/{{local}}", query) as sink:
+            rcpt_tos = ["ann@a.example", f"ben@{disk.name}"]
+            await deliver(sink, an_envelope(*rcpt_tos))
+            large = Body.in_memory(os.urandom(200_000))
+            envelope = an_envelope(*(reversed(rcpt_tos) if full_first else rcpt_tos), body=large)
+            assert await refused(sink, envelope) == "452 4.3.1"
+            # One that fails only when it is to be linked, after the other was.
+            (disk / "ben" / "new").rename(disk / "ben" / "away")
+            assert await refused(sink, an_envelope(*rcpt_tos)) == "452 4.3.1"
+            (disk / "ben" / "away").rename(disk / "ben" / "new")
+            assert len(mail_in(tmp_path / "a.example" / "ann")) == 1
+            assert len(mail_in(disk / "ben")) == 1
+            await deliver(sink, an_envelope(*rcpt_tos))
+            assert len(mail_in(disk / "ben")) == 2
+
+
+@pytest.mark.asyncio
+async def test_a_folder_whose_sync_fails_gets_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = fastsmtp.sinks.commit.sync_folder
+
+    def sync_folder(path: bytes) -> None:  # no disk fails on demand
+        if b"ben" in path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        real(path)
+
+    monkeypatch.setattr(fastsmtp.sinks.commit, "sync_folder", sync_folder)
+    async with opened(f"{tmp_path}/{{local}}") as sink:
+        one, both = an_envelope("ann@b.example"), an_envelope("ann@b.example", "ben@b.example")
+        outcome = await asyncio.gather(deliver(sink, one), deliver(sink, both), return_exceptions=True)
+    assert [str(result)[:9] for result in outcome if not isinstance(result, str)] == ["451 4.3.0"]
+    assert len(mail_in(tmp_path / "ann")) == 1
+    assert mail_in(tmp_path / "ben") == []
+    assert len(caplog.records) == 1
+    assert "1 message(s) deferred: [Errno 5] Input/output error" in caplog.messages[0]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("query", ["", "?sync=no"])
+async def test_a_vanished_mailbox_is_452_until_it_is_back(query: str, tmp_path: Path) -> None:
+    async with opened(tmp_path / "mail", query) as sink:
+        (tmp_path / "mail").rename(tmp_path / "away")
+        assert await refused(sink, an_envelope()) == "452 4.3.1"
+        assert await refused(sink, a_spilled_envelope(sink, tmp_path)) == "452 4.3.1"
+        assert os.listdir(tmp_path) == ["away"]
+        (tmp_path / "away").rename(tmp_path / "mail")
+        await deliver(sink, an_envelope())
+    assert len(mail_in(tmp_path / "mail")) == 1
+
+
+@pytest.mark.asyncio
+async def test_a_recipients_vanished_mailbox_is_made_again_but_not_their_root(tmp_path: Path) -> None:
+    async with opened(f"{tmp_path}/mail/{{domain}}/{{local}}") as sink:
+        await deliver(sink, an_envelope())
+        shutil.rmtree(tmp_path / "mail" / "b.example")
+        await deliver(sink, an_envelope())
+        assert len(mail_in(tmp_path / "mail" / "b.example" / "ben")) == 1
+        shutil.rmtree(tmp_path / "mail")
+        assert await refused(sink, an_envelope()) == "452 4.3.1"
+        assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("query", ["", "?sync=no"])
+async def test_what_is_not_allowed_is_451_with_one_line_in_the_log(
+    query: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(tmp_path / "mail", query) as sink:
+        os.chmod(tmp_path / "mail", 0)
+        with as_nobody():
+            assert await refused(sink, an_envelope()) == "451 4.3.0"
+        os.chmod(tmp_path / "mail", 0o700)
+        assert [record.levelno for record in caplog.records] == [logging.ERROR]
+        assert "1 message(s) deferred: [Errno 13] Permission denied" in caplog.messages[0]
+        assert mail_in(tmp_path / "mail") == []
+        await deliver(sink, an_envelope())
+
+
+@pytest.mark.asyncio
+async def test_a_flaw_in_the_sink_is_451_and_the_threads_live_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(tmp_path) as sink:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "writev", lambda *_: 1 // 0)
+            assert await refused(sink, an_envelope()) == "451 4.3.0"
+        assert "ZeroDivisionError" in caplog.text
+        await deliver(sink, an_envelope())
+    assert len(mail_in(tmp_path)) == 1
+
+
+# Opening
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("template", ["", "/{local}"])
+async def test_what_cannot_be_written_is_one_line_when_it_is_opened(template: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    sink = make_sink(f"maildir:{tmp_path}/file{template}", hostname="mx.example")
+    with pytest.raises(ConfigError) as error:
+        await sink.open()
+    assert re.fullmatch(
+        rf"deliver: maildir {re.escape(str(tmp_path))}/file.*: {re.escape(str(tmp_path))}/file.*: Not a directory; "
+        "make it a folder that the user of this process may write",
+        str(error.value),
+    )
+    await sink.close()
+    (tmp_path / "mail").mkdir(mode=0o500)
+    sink = make_sink(f"maildir:{tmp_path}/mail{template}", hostname="mx.example")
+    with as_nobody(), pytest.raises(ConfigError, match="Permission denied; make it a folder"):
+        await sink.open()
+
+
+@pytest.mark.asyncio
+async def test_open_makes_the_mailbox_and_keeps_what_is_in_it(tmp_path: Path) -> None:
+    for _ in range(2):
+        async with opened(tmp_path / "a" / "b" / "mail") as sink:
+            await deliver(sink, an_envelope())
+    assert len(mail_in(tmp_path / "a" / "b" / "mail")) == 2

@@ -1,0 +1,754 @@
+"""The supervisor, with real forks: tiny workers that echo lines on a shared listening socket.
+
+Each test runs this file as a script in a process group of its own. All its processes write to one pipe, so
+EOF on that pipe says that none is left.
+"""
+
+import contextlib
+import fcntl
+import http.client
+import json
+import logging
+import os
+import re
+import selectors
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from fastsmtp._engine import Counters, index
+from fastsmtp.errors import ConfigError
+from fastsmtp.exporter import serve_metrics
+from fastsmtp.metrics import Block
+from fastsmtp.supervisor import RETRIES, Supervisor, Timing, WorkerContext
+
+PATIENCE = 15.0  # seconds that a test waits for what must happen
+
+# --- the script: a supervisor of tiny workers ---------------------------------------------------------------
+
+
+def say(line: str) -> None:
+    os.write(1, f"{line}\n".encode())
+
+
+class EchoWorker:
+    """Answers a line with ``INDEX PID LINE``; drains on SIGTERM, ends on a second or without lifeline."""
+
+    def __init__(self, context: WorkerContext, listener: socket.socket, options: dict[str, Any]) -> None:
+        self.context = context
+        self.listener = listener
+        self.options = options
+        self.folder = Path(options["folder"])
+        self.clients: set[socket.socket] = set()
+        self.terminations = 0
+        self.selector = selectors.DefaultSelector()
+
+    def terminate(self, *_: object) -> None:
+        self.terminations += 1
+
+    def run(self) -> int:
+        own = self.context.index
+        say(f"start {own}")
+        if self.options.get("report_pipes"):
+            say(f"pipes {json.dumps(pipes())}")
+        if self.options.get("terminate_at_start"):
+            os.kill(os.getppid(), signal.SIGTERM)
+        fault = self.folder / f"fail-{own}"
+        if fault.exists():
+            how = fault.read_text()
+            if how == "config":
+                raise ConfigError("cannot open the mailbox ./mail: make it")
+            if how == "exception":
+                raise RuntimeError("a fault in the worker")
+            if how == "hang":
+                signal.pause()
+            return int(how)
+
+        wakeup, self.wake = socket.socketpair()
+        wakeup.setblocking(False)
+        self.wake.setblocking(False)
+        signal.set_wakeup_fd(self.wake.fileno())
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if self.options.get("stubborn") else self.terminate)
+        self.listener.setblocking(False)
+        for source in (self.listener, wakeup, self.context.lifeline):
+            self.selector.register(source, selectors.EVENT_READ)
+        counters = Counters(self.context.slot)
+        active = index("fastsmtp_connections_active")
+        self.context.ready()
+        self.context.ready()  # the second call does nothing
+        while True:
+            counters.set(active, len(self.clients))
+            if self.terminations and self.listener.fileno() >= 0:
+                self.selector.unregister(self.listener)
+                self.listener.close()
+                say(f"draining {own}")
+            if self.terminations > 1 or (self.terminations and not self.clients):
+                return int(self.options.get("drained_status", 0))
+            for key, _ in self.selector.select():
+                if key.fileobj is self.listener:
+                    with contextlib.suppress(BlockingIOError):
+                        client, _ = self.listener.accept()
+                        self.clients.add(client)
+                        self.selector.register(client, selectors.EVENT_READ)
+                        counters.add(index("fastsmtp_connections_total"))
+                elif key.fileobj is wakeup:
+                    wakeup.recv(100)
+                elif key.fileobj == self.context.lifeline:
+                    say(f"orphaned {own}")
+                    return 0
+                else:
+                    assert isinstance(key.fileobj, socket.socket)
+                    self.serve(key.fileobj)
+
+    def serve(self, client: socket.socket) -> None:
+        try:
+            data = client.recv(1000)
+        except ConnectionError:
+            data = b""
+        if data:
+            client.sendall(f"{self.context.index} {os.getpid()} ".encode() + data)
+        else:
+            self.selector.unregister(client)
+            self.clients.remove(client)
+            client.close()
+
+
+def pipes() -> list[str]:
+    """How this process holds pipes, but for the standard streams."""
+    held = []
+    for descriptor in range(3, 256):
+        with contextlib.suppress(OSError):
+            if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                mode = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
+                held.append({os.O_RDONLY: "read", os.O_WRONLY: "write"}[mode])
+    return sorted(held)
+
+
+def script(options: dict[str, Any]) -> int:
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+    workers = options.get("workers", 2)
+    block = Block(workers)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+    metrics = socket.create_server(("127.0.0.1", 0), backlog=128)
+
+    def run_worker(context: WorkerContext) -> int:
+        worker = EchoWorker(context, listener, options)
+        status = worker.run()
+        signal.set_wakeup_fd(-1)
+        return status
+
+    def exporter() -> None:
+        listener.close()
+        say(f"exporter {os.getpid()}")
+        if options["exporter"] == "fails":
+            sys.exit(9)
+        serve_metrics(metrics, block)
+
+    def on_ready() -> None:
+        say(f"listening {listener.getsockname()[1]} {metrics.getsockname()[1]}")
+        if options.get("on_ready_raises"):
+            raise RuntimeError("a fault in on_ready")
+
+    supervisor = Supervisor(
+        run_worker,
+        workers=workers,
+        block=block,
+        drain_timeout=options.get("drain_timeout", 10.0),
+        exporter=exporter if "exporter" in options else None,
+        on_ready=on_ready,
+        on_stop=listener.close,
+        timing=Timing(**{"backoff": 0.02, "backoff_limit": 0.1, **options.get("timing", {})}),
+    )
+    host_child = subprocess.Popen(["sh", "-c", "exit 7"])
+    print("buffered ", end="")  # must not be written once more by each child
+    status = supervisor.run()
+    assert host_child.wait() == 7  # the end of the host's own children is not taken from it
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.set_wakeup_fd(-1) == -1
+    assert not block.any_up
+    assert pipes() == []
+    return status
+
+
+# --- the tests' side ----------------------------------------------------------------------------------------
+
+
+class Server:
+    """The script, running; ``expect`` waits for lines that it prints."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, json.dumps({**options, "folder": str(folder)})],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        assert self.process.stdout is not None
+        self.pipe = self.process.stdout.fileno()
+        self.output = ""
+        self.seen = 0
+        self.port = self.metrics_port = 0
+        self.clients: list[Client] = []
+
+    def read(self, deadline: float) -> bool:
+        """Reads more output; false at EOF."""
+        with selectors.PollSelector() as selector:
+            selector.register(self.pipe, selectors.EVENT_READ)
+            assert selector.select(max(0.0, deadline - time.monotonic())), (
+                f"in vain waited after:\n{self.output}"
+            )
+        data = os.read(self.pipe, 65536)
+        self.output += data.decode()
+        return bool(data)
+
+    def expect(self, pattern: str) -> re.Match[str]:
+        """Waits for a line with ``pattern`` after the one that was expected last."""
+        deadline = time.monotonic() + PATIENCE
+        while not (found := re.compile(f"^.*{pattern}.*$\n", re.M).search(self.output, self.seen)):
+            assert self.read(deadline), f"no {pattern!r} in:\n{self.output}"
+        self.seen = found.end()
+        return found
+
+    def expect_ready(self) -> dict[int, int]:
+        """Waits until all workers accept; returns their pids by index."""
+        found = self.expect(r"listening (\d+) (\d+)")
+        self.port, self.metrics_port = map(int, found.groups())
+        return self.pids()
+
+    def pids(self) -> dict[int, int]:
+        """The pids of the workers that were last to accept."""
+        return {int(n): int(pid) for n, pid in re.findall(r"worker (\d+) \(pid (\d+)\) accepts", self.output)}
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def end(self, number: signal.Signals | None = None) -> int:
+        """Waits until all processes are gone; returns the supervisor's exit status."""
+        if number is not None:
+            self.send(number)
+        deadline = time.monotonic() + PATIENCE
+        while self.read(deadline):
+            pass
+        return self.process.wait(PATIENCE)
+
+    def connect(self) -> "Client":
+        client = Client(self.port)
+        self.clients.append(client)
+        return client
+
+    def connect_to(self, pid: int) -> "Client":
+        """A connection that the worker ``pid`` took: the kernel chooses, so it may need several tries."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            client = self.connect()
+            if client.ask()[1] == pid:
+                return client
+            client.close()
+        raise AssertionError(f"no connection reached {pid}")
+
+    def scrape_until(self, sample: str, value: float) -> dict[str, float]:
+        """Scrapes until ``sample`` shows ``value``."""
+        deadline = time.monotonic() + PATIENCE
+        while (samples := self.scrape())[sample] != value:
+            assert time.monotonic() < deadline, samples[sample]
+        return samples
+
+    def scrape(self) -> dict[str, float]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.metrics_port, timeout=PATIENCE)
+        with contextlib.closing(connection):
+            connection.request("GET", "/metrics")
+            page = connection.getresponse().read().decode()
+        return {
+            sample.name + "".join(sample.labels.values()): sample.value
+            for family in parse(page)
+            for sample in family.samples
+        }
+
+    def fault(self, worker: int, how: str) -> None:
+        """From now on worker ``worker`` fails before it accepts."""
+        (self.folder / f"fail-{worker}").write_text(how)
+
+    def close(self) -> None:
+        for client in self.clients:
+            client.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+class Client:
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+
+    def ask(self) -> tuple[int, int]:
+        """Index and pid of the worker that answers."""
+        self.socket.sendall(b"who?\n")
+        answer = self.socket.recv(100)
+        if not answer:
+            raise ConnectionResetError
+        worker, pid, _ = answer.split()
+        return int(worker), int(pid)
+
+    def at_end(self) -> bool:
+        try:
+            return self.socket.recv(100) == b""
+        except ConnectionResetError:
+            return True
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class Load:
+    """Connects again and again, and asks; counts answers, refusals, and connections that broke."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.answered = self.refused = self.broken = 0
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self.run)
+
+    def run(self) -> None:
+        while not self.done.is_set():
+            try:
+                client = self.server.connect()
+            except ConnectionRefusedError:
+                self.refused += 1
+                continue
+            try:
+                client.ask()
+                self.answered += 1
+            except ConnectionError:  # it was with the worker that died
+                self.broken += 1
+            finally:
+                client.close()
+
+    def __enter__(self) -> "Load":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.thread.join()
+
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    with contextlib.ExitStack() as stack:
+
+        def start(**options: Any) -> Server:
+            server = Server(tmp_path, **options)
+            stack.callback(server.close)
+            return server
+
+        yield start
+
+
+# --- start --------------------------------------------------------------------------------------------------
+
+
+def test_all_workers_serve_one_socket_and_ready_is_told_once(start: Start) -> None:
+    server = start(workers=3)
+    pids = server.expect_ready()
+    assert sorted(pids) == [0, 1, 2]
+    for worker, pid in pids.items():
+        client = server.connect_to(pid)
+        assert client.ask() == (worker, pid)
+        client.close()
+    assert server.end(signal.SIGTERM) == 0
+    assert server.output.count("listening") == 1
+    assert server.output.count("buffered") == 1
+
+
+def test_a_worker_holds_its_end_of_two_pipes_and_nobody_elses(start: Start) -> None:
+    server = start(workers=3, report_pipes=True)
+    pids = server.expect_ready()
+    os.kill(pids[1], signal.SIGKILL)
+    server.expect(r"worker 1 .* accepts")
+    found = re.findall(r"pipes (.*)", server.output)
+    assert found == ['["read", "write"]'] * 4
+    assert server.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "how"),
+    [
+        ("3", "ended with status 3"),
+        ("config", f"ended with status {os.EX_CONFIG}"),
+        ("exception", f"ended with status {os.EX_SOFTWARE}"),
+    ],
+)
+def test_a_first_worker_that_fails_before_it_accepts_stops_everything(
+    start: Start, tmp_path: Path, fault: str, how: str
+) -> None:
+    for worker in range(4):
+        (tmp_path / f"fail-{worker}").write_text(fault)
+    server = start(workers=4)
+    assert server.end() == 1
+    lines = re.findall(r"worker \d \(pid \d+\) (.* before it could accept.*)", server.output)
+    assert lines == [f"{how} before it could accept; no worker accepts, so the server ends"]
+    assert len(re.findall(r"start \d", server.output)) <= 4  # no respawn
+    assert "listening" not in server.output
+    if fault == "config":
+        assert re.search(
+            r"^(buffered )?worker \d: cannot open the mailbox ./mail: make it$", server.output, re.M
+        )
+        assert "Traceback" not in server.output
+
+
+def test_a_worker_that_hangs_at_start_does_not_outlive_a_failed_one(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "fail-0").write_text("hang")
+    (tmp_path / "fail-1").write_text("3")
+    assert start().end() == 1
+
+
+def test_sigterm_before_any_worker_accepts_ends_all(start: Start) -> None:
+    server = start(workers=3, terminate_at_start=True)
+    assert server.end() == 0
+    assert "Traceback" not in server.output
+
+
+def test_a_fault_in_a_callback_leaves_no_process_behind(start: Start) -> None:
+    server = start(on_ready_raises=True)
+    assert server.end() == 1
+    assert "RuntimeError: a fault in on_ready" in server.output
+
+
+def test_a_block_for_another_number_of_workers_is_refused() -> None:
+    with pytest.raises(ValueError, match="the block is for 2 workers, not for 3"):
+        Supervisor(lambda _: 0, workers=3, block=Block(2), drain_timeout=1)
+
+
+# --- death and replacement ----------------------------------------------------------------------------------
+
+
+def test_kill_9_of_a_worker_leaves_the_others_connections_alone_and_the_port_open(start: Start) -> None:
+    server = start()
+    pids = server.expect_ready()
+    kept, lost = server.connect_to(pids[0]), server.connect_to(pids[1])
+    with Load(server) as load:
+        os.kill(pids[1], signal.SIGKILL)
+        server.expect(rf"worker 1 \(pid {pids[1]}\) was killed by SIGKILL; replaced at once")
+        assert kept.ask() == (0, pids[0])
+        server.expect(r"worker 1 .* accepts")
+        server.connect_to(server.pids()[1]).close()
+        assert kept.ask() == (0, pids[0])
+    assert lost.at_end()
+    assert load.refused == 0
+    assert load.answered > load.broken
+    kept.close()
+    assert server.end(signal.SIGTERM) == 0
+
+
+def test_workers_that_die_at_the_same_time_are_all_replaced(start: Start) -> None:
+    server = start(workers=4)
+    pids = server.expect_ready()
+    server.send(signal.SIGSTOP)
+    for pid in pids.values():
+        os.kill(pid, signal.SIGKILL)
+    server.send(signal.SIGCONT)  # finds one SIGCHLD for four deaths
+    for _ in pids:
+        server.expect("accepts")
+    assert set(server.pids().values()).isdisjoint(pids.values())
+    assert server.end(signal.SIGTERM) == 0
+
+
+def test_back_off_grows_up_to_its_limit(start: Start) -> None:
+    server = start(workers=1)
+    server.expect_ready()
+    waits = []
+    for _ in range(5):
+        os.kill(server.pids()[0], signal.SIGKILL)
+        waits.append(server.expect(r"replaced (at once|in .* s)").group(1))
+        server.expect("accepts")
+    assert waits == ["at once", "in 0.02 s", "in 0.04 s", "in 0.08 s", "in 0.1 s"]
+    assert server.end(signal.SIGTERM) == 0
+
+
+def test_a_worker_that_lived_a_while_is_replaced_at_once_again(start: Start) -> None:
+    server = start(workers=1, timing={"settled": 0.0})
+    server.expect_ready()
+    for _ in range(3):
+        os.kill(server.pids()[0], signal.SIGKILL)
+        server.expect("replaced at once")
+        server.expect("accepts")
+    assert server.end(signal.SIGTERM) == 0
+
+
+def test_a_replacement_that_never_accepts_is_given_up_and_the_others_go_on(start: Start) -> None:
+    server = start()
+    pids = server.expect_ready()
+    kept = server.connect_to(pids[0])
+    server.fault(1, "4")
+    os.kill(pids[1], signal.SIGKILL)
+    times = RETRIES + 1
+    server.expect(
+        rf"worker 1 \(pid \d+\) ended with status 4 before it could accept, {times} times in a row; "
+        r"given up, 1 of 2 workers go on; SIGHUP tries again"
+    )
+    assert server.output.count("start 1") == 1 + times
+    assert kept.ask() == (0, pids[0])
+    kept.close()
+    assert server.end(signal.SIGTERM) == 0
+
+
+def test_without_any_worker_left_the_server_ends(start: Start) -> None:
+    server = start(workers=1, timing={"backoff": 0.001})
+    pids = server.expect_ready()
+    server.fault(0, "4")
+    os.kill(pids[0], signal.SIGKILL)
+    assert server.end() == 1
+    assert re.search("given up, and no worker is left$", server.output, re.M)
+
+
+def test_a_first_worker_that_fails_while_another_accepts_is_retried(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "fail-1").write_text("4")
+    server = start(timing={"backoff": 0.001})
+    outcome = server.expect("given up, 1 of 2 workers go on|no worker accepts").group()
+    if "given up" in outcome:  # worker 0 was ready first
+        assert sorted(server.expect_ready()) == [0]
+        assert server.end(signal.SIGTERM) == 0
+    else:
+        assert server.end() == 1
+
+
+# --- the end ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_drain_lets_connections_end_and_takes_no_new_ones(start: Start, number: signal.Signals) -> None:
+    server = start()
+    pids = server.expect_ready()
+    clients = [server.connect_to(pid) for pid in pids.values()]
+    server.send(number)
+    server.expect("draining")
+    server.expect("draining")
+    with pytest.raises(ConnectionRefusedError):
+        server.connect()
+    assert [client.ask()[1] for client in clients] == list(pids.values())
+    for client in clients:
+        client.close()
+    assert server.end() == 0
+    assert "SIGKILL" not in server.output
+
+
+def test_ctrl_c_reaches_the_whole_group_and_means_one_drain(start: Start) -> None:
+    server = start()
+    client = server.connect_to(server.expect_ready()[0])
+    os.killpg(server.process.pid, signal.SIGINT)
+    server.expect("draining")
+    server.expect("draining")
+    assert client.ask()
+    client.close()
+    assert server.end() == 0
+
+
+def test_who_does_not_drain_in_time_is_killed(start: Start) -> None:
+    server = start(workers=1, stubborn=True, drain_timeout=0.1, timing={"drain_margin": 0.1})
+    pids = server.expect_ready()
+    began = time.monotonic()
+    assert server.end(signal.SIGTERM) == 1
+    assert 0.2 <= time.monotonic() - began < 5
+    assert re.search(rf"worker 0 \(pid {pids[0]}\) did not end in time; SIGKILL", server.output)
+
+
+def test_a_second_sigterm_ends_the_workers_now(start: Start) -> None:
+    server = start(drain_timeout=60)
+    client = server.connect_to(server.expect_ready()[1])
+    server.send(signal.SIGTERM)
+    server.expect("draining 1")
+    server.send(signal.SIGINT)
+    assert client.at_end()
+    assert server.end() == 0
+
+
+def test_a_worker_that_ignores_the_second_sigterm_is_killed_after_a_grace(start: Start) -> None:
+    server = start(workers=1, stubborn=True, drain_timeout=60, timing={"grace": 0.1})
+    server.expect_ready()
+    server.send(signal.SIGTERM)
+    server.expect("SIGTERM: the workers drain, at most 60 s")
+    server.send(signal.SIGTERM)
+    assert server.end() == 1
+    assert "SIGTERM again: the workers end now" in server.output
+    assert "did not end in time; SIGKILL" in server.output
+
+
+def test_a_worker_that_fails_while_draining_makes_the_status_1(start: Start) -> None:
+    server = start(drained_status=5)
+    server.expect_ready()
+    assert server.end(signal.SIGTERM) == 1
+    assert server.output.count("ended with status 5 while it was draining") == 2
+
+
+def test_a_worker_that_dies_during_a_drain_is_not_replaced(start: Start) -> None:
+    server = start()
+    pids = server.expect_ready()
+    clients = [server.connect_to(pid) for pid in pids.values()]
+    server.send(signal.SIGTERM)
+    server.expect("draining")
+    server.expect("draining")
+    os.kill(pids[0], signal.SIGKILL)
+    server.expect(r"worker 0 .* was killed by SIGKILL while it was draining")
+    clients[1].close()
+    assert server.end() == 1
+    assert server.output.count("start ") == 2
+
+
+def test_all_children_end_when_the_supervisor_is_killed(start: Start) -> None:
+    server = start(exporter="serves")
+    pids = server.expect_ready()
+    clients = [server.connect_to(pid) for pid in pids.values()]
+    assert server.end(signal.SIGKILL) == -signal.SIGKILL
+    assert sorted(re.findall(r"orphaned (\d)", server.output)) == ["0", "1"]
+    assert all(client.at_end() for client in clients)
+
+
+# --- the exporter -------------------------------------------------------------------------------------------
+
+
+def test_counts_of_a_killed_worker_stay_in_a_scrape_and_its_gauges_go(start: Start) -> None:
+    server = start(exporter="serves")
+    pids = server.expect_ready()
+    for pid in pids.values():
+        server.connect_to(pid)
+    before = server.scrape_until("fastsmtp_connections_active", 2)
+    assert before["fastsmtp_connections_total"] >= 2
+    assert before["fastsmtp_workers"] == before["fastsmtp_worker_up0"] + before["fastsmtp_worker_up1"] == 2
+
+    os.kill(pids[1], signal.SIGKILL)
+    server.expect(r"worker 1 .* accepts")
+    after = server.scrape()
+    assert after["fastsmtp_connections_total"] == before["fastsmtp_connections_total"]
+    assert after["fastsmtp_connections_active"] == 1
+    assert after["fastsmtp_worker_restarts_total"] == before["fastsmtp_worker_restarts_total"] + 1 == 1
+    assert after["fastsmtp_worker_up1"] == 1
+    assert server.end(signal.SIGKILL) == -signal.SIGKILL
+
+
+def test_an_exporter_that_dies_is_replaced_and_the_workers_do_not_notice(start: Start) -> None:
+    server = start(exporter="serves")
+    pids = server.expect_ready()
+    client = server.connect_to(pids[0])
+    server.scrape()  # it runs
+    server.seen = 0
+    pid = int(server.expect(r"exporter (\d+)").group(1))
+    os.kill(pid, signal.SIGKILL)
+    server.expect(rf"exporter \(pid {pid}\) was killed by SIGKILL; replaced at once")
+    server.expect(r"exporter \d+")
+    assert server.scrape()["fastsmtp_worker_restarts_total"] == 0
+    assert client.ask() == (0, pids[0])
+    assert server.pids() == pids
+    client.close()
+    assert server.end(signal.SIGTERM) == 0
+
+
+def test_an_exporter_that_always_fails_is_tried_at_growing_intervals_for_ever(start: Start) -> None:
+    server = start(exporter="fails")
+    server.expect_ready()
+    for _ in range(RETRIES + 3):
+        server.expect(r"exporter .* ended with status 9; replaced (at once|in 0\.\d+ s)")
+    server.connect().close()
+    assert server.end(signal.SIGTERM) == 0
+
+
+def test_the_exporter_shows_the_drain_to_its_end(start: Start) -> None:
+    server = start(exporter="serves")
+    client = server.connect_to(server.expect_ready()[0])
+    server.send(signal.SIGTERM)
+    server.expect("draining 0")
+    server.scrape_until("fastsmtp_connections_active", 1)
+    client.close()
+    assert server.end() == 0
+
+
+# --- rolling ------------------------------------------------------------------------------------------------
+
+
+def test_sighup_replaces_each_worker_before_it_drains_the_old_one(start: Start) -> None:
+    server = start(exporter="serves")
+    pids = server.expect_ready()
+    kept = server.connect_to(pids[0])
+    with Load(server) as load:
+        server.send(signal.SIGHUP)
+        server.expect("all workers are replaced")
+        assert set(server.pids().values()).isdisjoint(pids.values())
+        assert kept.ask() == (0, pids[0])  # the old worker serves it to its end
+        kept.close()
+        # Both slots of an index are used in turn.
+        second = server.pids()
+        server.send(signal.SIGHUP)
+        server.expect("all workers are replaced")
+        assert set(server.pids().values()).isdisjoint(second.values())
+    assert (load.refused, load.broken) == (0, 0)
+    assert load.answered > 0
+    samples = server.scrape()
+    assert samples["fastsmtp_connections_total"] >= load.answered
+    assert samples["fastsmtp_worker_restarts_total"] == 0
+    assert server.end(signal.SIGTERM) == 0
+
+
+def test_a_roll_whose_replacement_fails_keeps_the_old_workers(start: Start) -> None:
+    server = start()
+    pids = server.expect_ready()
+    server.fault(0, "3")
+    server.send(signal.SIGHUP)
+    server.expect(r"worker 0 .* ended with status 3 before it could accept; the workers that .* go on")
+    for pid in pids.values():
+        server.connect_to(pid).close()
+    assert server.end(signal.SIGTERM) == 0
+
+
+def test_a_worker_that_dies_while_its_replacement_starts_is_replaced_by_it(start: Start) -> None:
+    server = start(workers=1)
+    pids = server.expect_ready()
+    server.fault(0, "hang")
+    server.send(signal.SIGHUP)
+    server.expect("start 0")
+    os.kill(pids[0], signal.SIGKILL)
+    server.expect("its replacement has been started already")
+    assert server.end(signal.SIGTERM) == 0
+
+
+def test_sigterm_during_a_roll_is_no_second_sigterm_for_the_old_worker(start: Start) -> None:
+    server = start(workers=1)
+    kept = server.connect_to(server.expect_ready()[0])
+    server.send(signal.SIGHUP)
+    server.expect("all workers are replaced")
+    server.send(signal.SIGTERM)
+    server.expect("SIGTERM: the workers drain")
+    assert kept.ask()
+    kept.close()
+    assert server.end() == 0
+
+
+def test_sighup_tries_a_worker_again_that_was_given_up(start: Start) -> None:
+    server = start(timing={"backoff": 0.001})
+    pids = server.expect_ready()
+    server.fault(1, "4")
+    os.kill(pids[1], signal.SIGKILL)
+    server.expect("given up")
+    (server.folder / "fail-1").unlink()
+    server.send(signal.SIGHUP)
+    server.expect("worker 1 .* accepts")
+    assert server.end(signal.SIGTERM) == 0
+
+
+if __name__ == "__main__":
+    sys.exit(script(json.loads(sys.argv[1])))
