@@ -18,7 +18,8 @@ SOURCES = Path("src_ext/fastsmtp")
 MODULES = {
     "_engine": [],
     "_envelope": [],
-    "_core": ["scan.c", "content.c", "grammar.c", "command.c"],
+    "_reception": ["content.c", "scan.c"],
+    "_core": ["command.c", "grammar.c"],
 }
 
 sanitize = os.environ.get("FASTSMTP_SANITIZE") == "1"

@@ -80,11 +80,11 @@ option_json = click.option(
     "--messages", type=click.IntRange(min=1), help="Messages a run, instead of each row's own count."
 )
 @click.option(
-    "--retries",
-    type=click.IntRange(min=0),
-    default=0,
+    "--patience",
+    type=click.FloatRange(min=0),
+    default=0.0,
     show_default=True,
-    help="Repeat a run that other programs disturbed, at most so often.",
+    help="Seconds that each run may wait for other programs to be quiet, or be repeated if they were not.",
 )
 @click.option("--pin", is_flag=True, help="Server on CPU 0, client on CPU 1, as README.md says.")
 @click.pass_context
@@ -95,7 +95,7 @@ def main(
     rows: str | None,
     repeat: int,
     messages: int | None,
-    retries: int,
+    patience: float,
     pin: bool,
 ) -> None:
     """Compare servers under Postfix's smtp-source: CPU per message and messages per second."""
@@ -120,7 +120,7 @@ def main(
             rounds=range(1, repeat + 1),
             messages=messages,
             pins=pins,
-            retries=retries,
+            patience=patience,
             say=say,
         )
         texts.append(report.row_text(row, cells))

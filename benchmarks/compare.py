@@ -6,6 +6,7 @@ machine for a while slows all of them. A server lives for one run: start, warm-u
 
 import os
 import statistics
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from .process import busy_seconds, free_ports, running
 from .source import Load, send
 
 SESSIONS = 20
+QUIET_SECONDS = 0.3
 DISTURBED = 0.1  # CPUs busy with other programs; beyond it the small figures change by half
 
 
@@ -138,6 +140,15 @@ def work_elsewhere(server_nanoseconds: int) -> float:
     return busy_seconds() - mine - server_nanoseconds / 1e9
 
 
+def wait_for_quiet(deadline: float) -> None:
+    """Until the whole machine has been idle for a moment, or the deadline (monotonic) is reached."""
+    while time.monotonic() < deadline:
+        busy = busy_seconds()
+        time.sleep(QUIET_SECONDS)
+        if busy_seconds() - busy <= DISTURBED * QUIET_SECONDS:
+            return
+
+
 def compare(
     row: Row,
     contenders: Sequence[Contender],
@@ -145,13 +156,14 @@ def compare(
     rounds: Iterable[int],
     messages: int | None,
     pins: Pins,
-    retries: int,
+    patience: float,
     say: Callable[[str], None],
 ) -> dict[str, Cell]:
     """All rounds of one row. Keys are the servers' names.
 
-    `messages` overrides the row's own count. A run that other programs disturbed is done again, at most
-    `retries` times; whether it counts depends on their CPU time alone, never on what it gave.
+    `messages` overrides the row's own count. Each run may take `patience` seconds to wait for other
+    programs to be quiet and to be done again if they were not; whether it counts depends on their CPU time
+    alone, never on what it gave.
     """
     cells = {each.name: Cell(messages or round(row.messages * each.share)) for each in contenders}
     for number in rounds:
@@ -159,11 +171,12 @@ def compare(
             cell = cells[contender.name]
             say(f"{row.name}: round {number}, {contender.name}, {cell.messages} messages")
             try:
+                deadline = time.monotonic() + patience
+                wait_for_quiet(deadline)
                 run = measure(contender, row, cell.messages, pins)
-                for _ in range(retries):
-                    if not run.disturbed:
-                        break
+                while run.disturbed and time.monotonic() < deadline:
                     cell.repeated.append(run)
+                    wait_for_quiet(deadline)
                     run = measure(contender, row, cell.messages, pins)
                 cell.runs.append(run)
             except (BenchmarkError, OSError) as error:

@@ -1,7 +1,7 @@
 """fastsmtp: the fastest and safest way to take in mail with Python.
 
-``serve`` takes mail in one's own event loop, ``run`` with worker processes; ``blocking`` marks a hook that waits,
-``SMTPError`` is a reply to raise. See docs/ for handlers, sinks, configuration and metrics.
+``serve`` takes mail in one's own event loop, ``run`` with worker processes; ``blocking`` marks a hook that
+waits, ``SMTPError`` is a reply to raise. See docs/ for handlers, sinks, configuration and metrics.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Errors are words of the dialogue: an ``SMTPError`` is a reply, a ``ConfigError`` is one line for the operator.
+"""Errors are words: an ``SMTPError`` is a reply, a ``ConfigError`` is one line for the operator.
 
 Knows how an error reads. Refuses to know who raises it, or what is done with it.
 """
@@ -17,8 +17,8 @@ class SMTPError(Exception):
         self.text = text
 
     def __str__(self) -> str:
-        return f"{self.code} {self.enhanced} {self.text}" if self.enhanced else f"{self.code} {self.text}"
+        return " ".join(part for part in (str(self.code), self.enhanced, self.text) if part)
 
 
 class ConfigError(Exception):
-    """What is wrong with the configuration or the environment, where, and what to do: one line, no traceback."""
+    """What is wrong with the configuration or the environment, where, and what to do, in one line."""

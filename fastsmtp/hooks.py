@@ -1,14 +1,13 @@
 """The plan of a handler: which hooks it has and how each is called, found out once.
 
-A handler is any object with ``handle_*`` methods, as aiosmtpd's handlers are. Knows their names, arguments and
-kinds (plain, ``async``, ``@blocking``). Refuses to know when a hook is called and what its result means.
+A handler is any object with ``handle_*`` methods, as aiosmtpd's handlers are. Knows their names, arguments
+and kinds (plain, ``async``, ``@blocking``). Refuses to know when a hook is called and what its result means.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-import os
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -60,17 +59,25 @@ class Plan:
     """What a handler wants to be asked: ``mask`` for the dialogue, ``calls`` by kind of ask.
 
     ``handler`` is an object or a class, which is then called without arguments. ``deliver`` is what takes the
-    messages of a handler that does not; ``discard`` says that nobody has to. Raises ``ConfigError`` for a handler
-    that cannot be made, with a ``handle_`` method that is no hook, or whose messages nobody would take.
+    messages of a handler that does not; ``discard`` says that nobody has to. Without ``make`` a class is only
+    looked at, which is for a process that will not use it. Raises ``ConfigError`` for a handler that cannot
+    be made, with a ``handle_`` method that is no hook, or whose messages nobody would take.
     """
 
-    def __init__(self, handler: object | None, deliver: Call | None = None, discard: bool = False) -> None:
-        if isinstance(handler, type):
+    def __init__(
+        self,
+        handler: object | None,
+        *,
+        deliver: Call | None = None,
+        discard: bool = False,
+        make: bool = True,
+    ) -> None:
+        if isinstance(handler, type) and make:
             try:
                 handler = handler()
             except Exception as error:
                 raise ConfigError(
-                    f"cannot make a handler of {handler.__module__}.{handler.__qualname__}: {describe(error)}"
+                    f"cannot make a {_name(handler)}: {describe(error)}"
                 ) from error
         self.handler = handler
         self.calls: list[Call | None] = [None] * len(ASKS)
@@ -81,9 +88,7 @@ class Plan:
         data = ASKS.index("DATA")
         if deliver is not None or discard:
             if self.calls[data] is not None:
-                raise ConfigError(
-                    f"{_name(handler)} has a handle_DATA, and there is a sink to deliver to; remove one of them"
-                )
+                raise ConfigError(f"{_name(handler)} has a handle_DATA, and there is a sink as well; remove one")
             self.calls[data] = deliver
         elif self.calls[data] is None:
             raise ConfigError(
@@ -105,7 +110,8 @@ class Plan:
 
 
 def _name(handler: object) -> str:
-    return f"handler {type(handler).__module__}.{type(handler).__qualname__}" if handler is not None else "no handler"
+    kind = handler if isinstance(handler, type) else type(handler)
+    return f"handler {kind.__module__}.{kind.__qualname__}"
 
 
 def _adapt(name: str, hook: Callable[..., Any]) -> Call:
@@ -119,7 +125,9 @@ def _adapt(name: str, hook: Callable[..., Any]) -> Call:
     if name == "handle_EHLO":
         return _adapt_ehlo(hook)
     if name in _TWO_ARGUMENTS:
-        return lambda server, argument, options: hook(server, server.session, server.envelope, argument, options)
+        return lambda server, argument, options: hook(
+            server, server.session, server.envelope, argument, options
+        )
     if name in _ONE_ARGUMENT:
         return lambda server, argument, options: hook(server, server.session, server.envelope, argument)
     return lambda server, argument, options: hook(server, server.session, server.envelope)
@@ -145,14 +153,13 @@ def load_handler(path: str) -> object:
     module_name, colon, name = path.partition(":")
     if not (colon and module_name and name):
         raise ConfigError(f'handler "{path}" is not of the form MODULE:NAME')
-    folder = os.getcwd()
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    if "" not in sys.path:
+        sys.path.insert(0, "")
     try:
         found: Any = importlib.import_module(module_name)
         for part in name.split("."):
             found = getattr(found, part)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f'cannot load handler "{path}": {describe(error)}') from error
     return cast("object", found)
 

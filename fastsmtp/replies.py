@@ -74,7 +74,7 @@ def native(
     lines = {
         "GREETING": [f"220 {hostname} ESMTP fastsmtp"],
         "HELO": [f"250 {hostname}"],
-        "EHLO": _multiline("250", [hostname, *extensions[:2], *(["STARTTLS"] if starttls else []), *extensions[2:]]),
+        "EHLO": _multiline("250", [hostname, *extensions, *(["STARTTLS"] if starttls else [])]),
         "EHLO_TLS": _multiline("250", [hostname, *extensions]),
         "HELP": [f"214 2.0.0 Commands: {commands}"],
         **{name: [text] for name, text in _NATIVE.items()},
@@ -98,8 +98,8 @@ _ENHANCED = {("MAIL", "2"): "2.1.0", ("RCPT", "2"): "2.1.5", ("DATA", "5"): "5.6
 def from_status(status: str | bytes, kind: int) -> bytes:
     """The reply, with CRLF, that a hook of ``kind`` (a position in ``ASKS``) means by ``status``.
 
-    A status is a three-digit code and a text, in one or more lines; lines may have the code again. An enhanced
-    code is put in where there is none, but for the hello (RFC 2034 4). Raises ``NotAReply``.
+    A status is a three-digit code and a text, in one or more lines; lines may have the code again. An
+    enhanced code is put in where there is none, but for the hello (RFC 2034 4). Raises ``NotAReply``.
     """
     text = status.decode("utf-8", "replace") if isinstance(status, bytes) else status
     lines = text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n").split("\n")
@@ -115,7 +115,10 @@ def from_status(status: str | bytes, kind: int) -> bytes:
 
 
 def from_lines(lines: list[str]) -> bytes:
-    """The reply, with CRLF, of lines that have their codes, as an EHLO hook returns them. Raises ``NotAReply``."""
+    """The reply, with CRLF, of lines that have their codes, as an EHLO hook returns them.
+
+    Raises ``NotAReply``.
+    """
     if not lines or len({line[:3] for line in lines}) != 1:
         raise NotAReply(f"{lines!r} are not the lines of one reply")
     return from_status("\n".join(lines), ASKS.index("EHLO"))

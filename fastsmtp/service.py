@@ -1,7 +1,7 @@
 """The service: puts configuration, sockets, workers, metrics and handlers together.
 
-``serve`` does it in one's own event loop, ``run`` and ``run_service`` with worker processes. Knows what has to be
-there before the first connection. Refuses to know how any part does its work.
+``serve`` does it in one's own event loop, ``run`` and ``run_service`` with worker processes. Knows what has
+to be there before the first connection. Refuses to know how any part does its work.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from threading import Thread
 
 from fastsmtp import exporter, sockets
 from fastsmtp._engine import index
@@ -30,7 +31,7 @@ async def serve(handler: object | None = None, /, **settings: object) -> Worker:
     """Takes mail in the running event loop, uvloop's or asyncio's own.
 
     ``handler`` is an object with ``handle_*`` hooks, or a class of them; ``settings`` are those of
-    docs/configuration.md, such as ``listen``, ``deliver`` and ``hostname``. Returns once connections are accepted::
+    docs/configuration.md, such as ``listen``, ``deliver`` and ``hostname``. Returns once it accepts::
 
         async with await fastsmtp.serve(Handler(), listen=["127.0.0.1:0"]) as server:
             print(server.addresses)
@@ -56,8 +57,8 @@ def run(handler: object | str | None = None, /, **settings: object) -> int:
     """Takes mail with worker processes until SIGTERM or SIGINT; returns the exit status.
 
     ``handler`` is an object with ``handle_*`` hooks, a class of them (each worker makes its own) or
-    ``"MODULE:NAME"``; ``settings`` are those of docs/configuration.md. To be called in the main thread, before
-    there are other threads or a running loop, for it forks. Raises ``ConfigError``.
+    ``"MODULE:NAME"``; ``settings`` are those of docs/configuration.md. To be called in the main thread,
+    before there are other threads or a running loop, for it forks. Raises ``ConfigError``.
     """
     if isinstance(handler, str):
         settings["handler"], handler = handler, None
@@ -72,7 +73,7 @@ def run_service(config: Config, handler: object | None = None) -> int:
         stream=sys.stderr,
     )
     found = _handler(handler, config)
-    _sink(config)
+    Plan(found, discard=_sink(config) is not None, make=False)
     tls_context(config)
     workers = config.workers or _cpus()
     block = Block(workers)
@@ -93,7 +94,7 @@ def run_service(config: Config, handler: object | None = None) -> int:
             workers=workers,
             block=block,
             drain_timeout=config.drain_timeout,
-            exporter=partial(exporter.serve_metrics, page[0].socket, block) if page else None,
+            exporter=partial(_export, listeners, page, block) if page else None,
             on_ready=partial(_announce, config, listeners, page, workers),
             on_stop=partial(sockets.close, listeners),
         )
@@ -101,6 +102,13 @@ def run_service(config: Config, handler: object | None = None) -> int:
     finally:
         sockets.close(listeners)
         sockets.close(page)
+
+
+def _export(listeners: Sequence[Listener], page: Sequence[Listener], block: Block) -> None:
+    sockets.close(listeners)  # or clients would wait there once nobody accepts any more
+    for listener in page[1:]:
+        Thread(target=exporter.serve_metrics, args=(listener.socket, block), daemon=True).start()
+    exporter.serve_metrics(page[0].socket, block)
 
 
 def _cpus() -> int:
@@ -111,8 +119,7 @@ def _cpus() -> int:
 
 def check(config: Config) -> None:
     """Checks what ``run_service`` would find out before its first connection. Raises ``ConfigError``."""
-    sink = _sink(config)
-    Plan(_handler(None, config), discard=sink is not None)
+    Plan(_handler(None, config), discard=_sink(config) is not None)
     tls_context(config)
 
 
@@ -120,7 +127,7 @@ def _handler(handler: object | None, config: Config) -> object | None:
     if handler is None and config.handler is not None:
         handler = load_handler(config.handler)
     if handler is None and config.deliver is None:
-        raise ConfigError("nothing takes the mail: give a handler, or set deliver to a sink such as maildir:./mail")
+        raise ConfigError("nothing takes the mail; give a handler, or set deliver to one like maildir:./mail")
     return handler
 
 
@@ -151,5 +158,6 @@ def _announce(config: Config, listeners: Sequence[Listener], page: Sequence[List
         host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
         lines.append(f"try it:  swaks --server {host}:{port} --from me@example.org --to you@example.com")
         code = "s.sendmail('me@example.org', ['you@example.com'], 'Subject: hi\\r\\n\\r\\nhello\\r\\n')"
-        lines.append(f"or:      python3 -c \"import smtplib; s = smtplib.SMTP('{host.strip('[]')}', {port}); {code}\"")
+        client = f"import smtplib; s = smtplib.SMTP('{host.strip('[]')}', {port})"
+        lines.append(f'or:      python3 -c "{client}; {code}"')
     print("\n".join(lines), flush=True)

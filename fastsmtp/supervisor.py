@@ -36,6 +36,10 @@ from fastsmtp.metrics import Block
 
 log = logging.getLogger(__name__)
 
+# What a worker gets instead of a second SIGTERM: systemd, by default, and `pkill` send SIGTERM to the
+# supervisor and to its workers, which must not take that and the supervisor's own for two.
+END_NOW = signal.SIGQUIT
+
 # So often a replacement that died before it could accept is tried again.
 RETRIES = 5
 
@@ -116,7 +120,7 @@ class Supervisor:
     """Runs ``workers`` processes of ``run_worker`` and keeps them running until SIGTERM or SIGINT.
 
     ``run_worker`` is called in a forked child and returns its exit status. SIGTERM asks it to drain, which
-    takes it at most ``drain_timeout`` seconds; a second SIGTERM asks it to end now. ``block`` has the same
+    takes it at most ``drain_timeout`` seconds; ``END_NOW`` asks it to end now. ``block`` has the same
     number of workers (else ``ValueError``). ``exporter`` is the body of one more child, which the workers do
     not depend on.
 
@@ -210,7 +214,7 @@ class Supervisor:
                     log.info("%s again: the workers end now", name)
                     for child in self._children:
                         if child.slot is not None:
-                            self._terminate(child, self._timing.grace)
+                            self._terminate(child, self._timing.grace, END_NOW)
             elif number == signal.SIGHUP and not self._stopping:
                 log.info("%s: the workers are replaced one after another", name)
                 self._rolling = list(self._workers)
@@ -341,10 +345,10 @@ class Supervisor:
         self._failed = True
         self._stop(self._timing.grace)
 
-    def _terminate(self, child: _Child, patience: float) -> None:
+    def _terminate(self, child: _Child, patience: float, number: signal.Signals = signal.SIGTERM) -> None:
         child.leaving = True
         child.deadline = min(child.deadline, time.monotonic() + patience)
-        _kill(child.pid, signal.SIGTERM)
+        _kill(child.pid, number)
 
     def _kill_overdue(self) -> None:
         now = time.monotonic()
@@ -539,7 +543,7 @@ def _describe(status: int) -> tuple[str, bool]:
         name = signal.Signals(-code).name
     except ValueError:  # a real-time signal
         name = f"signal {-code}"
-    return f"was killed by {name}", -code == signal.SIGTERM
+    return f"was killed by {name}", -code in (signal.SIGTERM, END_NOW)
 
 
 def _kill(pid: int, number: signal.Signals) -> None:

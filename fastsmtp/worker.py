@@ -1,7 +1,7 @@
 """A worker: takes mail on given sockets, in one process and one event loop.
 
-Knows when to accept, when to let other workers accept, the coarse clock, and how to leave. Refuses to know where
-sockets, processes and settings come from.
+Knows when to accept, when to let other workers accept, the coarse clock, and how to leave. Refuses to know
+where sockets, processes and settings come from.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import logging
 import signal
 import socket
 import ssl
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -26,6 +25,7 @@ from fastsmtp.errors import ConfigError
 from fastsmtp.hooks import Plan
 from fastsmtp.replies import native
 from fastsmtp.sockets import close as close_listeners
+from fastsmtp.supervisor import END_NOW, WorkerContext
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -33,16 +33,17 @@ if TYPE_CHECKING:
     from fastsmtp._core import Dialogue
     from fastsmtp.sinks.base import Sink
     from fastsmtp.sockets import Listener
-    from fastsmtp.supervisor import WorkerContext
 
 log = logging.getLogger("fastsmtp")
 
-# How long a worker that holds more than its share leaves new connections to the others. Long enough that pausing
-# costs little (0.1 ms each time), short enough that nobody notices when the others are busy too.
+# How long a worker that holds more than its share leaves new connections to the others. Long enough that
+# pausing costs little (0.1 ms each time), short enough that nobody notices when the others are busy too.
 _REST = 0.01
 # While draining: how often to look, and how long a client may stay silent between messages before it is told.
 _DRAIN_STEP = 0.05
 _DRAIN_SILENCE = 1.0
+
+_FIRST = asyncio.FIRST_COMPLETED
 
 
 class Worker:
@@ -142,12 +143,12 @@ class Worker:
 
     async def _accept(self) -> None:
         for listener in self._listeners:
-            tls = {"ssl": self._tls, "ssl_handshake_timeout": self._config.tls_handshake_timeout}
             server = await self._loop.create_server(
                 partial(Connection, self._engine, self._site, listener.tls),
                 sock=listener.socket.dup(),
                 backlog=self._config.backlog,
-                **(tls if listener.tls else {}),  # type: ignore[arg-type]
+                ssl=self._tls if listener.tls else None,
+                ssl_handshake_timeout=self._config.tls_handshake_timeout if listener.tls else None,
             )
             self._servers.append(server)
 
@@ -209,15 +210,16 @@ class Worker:
 
     # --- leaving --------------------------------------------------------------------------------------------
 
-    async def drain(self, timeout: float) -> None:
-        """Stops accepting, lets messages under way finish for at most ``timeout`` seconds, and closes.
+    async def drain(self, patience: float) -> None:
+        """Stops accepting, lets messages under way finish for at most ``patience`` seconds, and closes.
 
-        A client is told 421 4.3.2 at its next command; one that is silent between two messages, after a second.
+        A client is told 421 4.3.2 at its next command; one that is silent between two messages, after a
+        second.
         """
         self._leave()
         self._engine.draining = True
         began = self._loop.time()
-        while self._engine.live and self._loop.time() - began < timeout:
+        while self._engine.live and self._loop.time() - began < patience:
             if self._loop.time() - began >= _DRAIN_SILENCE:
                 for dialogue in [dialogue for dialogue in self._engine.live if dialogue.quiet]:
                     dialogue.shut_down()
@@ -227,7 +229,7 @@ class Worker:
     def _leave(self) -> None:
         self._accepting = False
         self._stop_accepting()
-        # Ours are gone too, lest clients wait in a queue that nobody looks at once all others have closed theirs.
+        # Ours too, lest clients wait in a queue that nobody looks at once all others have closed theirs.
         close_listeners(self._listeners)
 
     async def close(self) -> None:
@@ -305,7 +307,8 @@ def run_worker(
 ) -> int:
     """The life of a worker process, from after the fork to its exit status.
 
-    SIGTERM, or the end of the supervisor, drains; a second SIGTERM ends at once.
+    SIGTERM, or the end of the supervisor, drains; ``supervisor.END_NOW`` ends at once. Raises
+    ``ConfigError``.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all; the supervisor decides
 
@@ -319,31 +322,23 @@ def run_worker(
             loads=loads,
         )
         loop = asyncio.get_running_loop()
-        told: asyncio.Queue[None] = asyncio.Queue()
-        loop.add_signal_handler(signal.SIGTERM, told.put_nowait, None)
-
-        def orphaned() -> None:
-            loop.remove_reader(context.lifeline)
-            told.put_nowait(None)
-
-        loop.add_reader(context.lifeline, orphaned)
+        leave, now = asyncio.Event(), asyncio.Event()
+        loop.add_signal_handler(signal.SIGTERM, leave.set)
+        loop.add_signal_handler(END_NOW, now.set)
+        loop.add_reader(context.lifeline, leave.set)
         await worker.start()
         gc.collect()
         gc.freeze()  # what lives for the process need not be looked at again, nor its pages copied
         context.ready()
-        await told.get()
+        end = loop.create_task(now.wait())
+        await asyncio.wait({loop.create_task(leave.wait()), end}, return_when=_FIRST)
+        loop.remove_reader(context.lifeline)
         draining = loop.create_task(worker.drain(config.drain_timeout))
-        now = loop.create_task(told.get())
-        await asyncio.wait((draining, now), return_when=asyncio.FIRST_COMPLETED)
-        now.cancel()
+        await asyncio.wait({draining, end}, return_when=_FIRST)
         if not draining.done():
             draining.cancel()
             await worker.close()
 
-    try:
-        with asyncio.Runner(loop_factory=partial(event_loop, config)) as runner:
-            runner.run(main())
-    except ConfigError as error:
-        print(f"fastsmtp: {error}", file=sys.stderr)
-        return 1
+    with asyncio.Runner(loop_factory=partial(event_loop, config)) as runner:
+        runner.run(main())
     return 0

@@ -135,10 +135,8 @@ class Dialogue:
             except UnicodeDecodeError:
                 return 500, "5.5.2"
         verb, _, argument = line.partition(b" ")
-        verb, argument = (
-            verb.upper(),
-            argument.lstrip(b" "),
-        )  # more than one space is forgiven, as after "FROM:"
+        verb = verb.upper()
+        argument = argument.lstrip(b" ")  # more than one space is forgiven here, as behind "FROM:"
         if verb in HTTP:
             return 421, "4.7.0"
         if verb in NOT_IMPLEMENTED:

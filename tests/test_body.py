@@ -161,7 +161,11 @@ def test_a_spilled_body_crosses_to_another_file_system_by_a_copy(tmp_path: Path)
 
 
 @has_tmpfile
-def test_a_spilled_body_crosses_to_a_bind_mount_of_the_same_device(tmp_path: Path) -> None:
+def test_a_spilled_body_crosses_to_a_bind_mount_of_the_same_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
     (tmp_path / "mail").mkdir()
     with bind_mount(tmp_path / "mail", tmp_path) as other:
         body = spilled(tmp_path, head=HEAD)
@@ -170,6 +174,7 @@ def test_a_spilled_body_crosses_to_a_bind_mount_of_the_same_device(tmp_path: Pat
         draft.link(os.fsencode(other / "file"))
         draft.close()
         body.close()
+    assert len(set(synced)) == 2  # the copy is as safe as the file that could not be linked
     assert os.listdir(tmp_path / "mail") == ["file"]
     assert (tmp_path / "mail" / "file").read_bytes() == HEAD + CONTENT
 

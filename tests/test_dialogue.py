@@ -1,5 +1,6 @@
 """The compiled dialogue does what the dialogs say, however their octets arrive and whenever hooks answer."""
 
+import gc
 import random
 
 import pytest
@@ -202,6 +203,31 @@ def test_a_connection_may_end_at_any_time_and_leaves_no_memory_behind(sent: byte
     assert engine.live == set()
     assert engine.held == 0
     script.disconnect()
+
+
+def test_a_connection_that_nobody_ends_is_collected_without_harm() -> None:
+    """Dialogue and engine refer to each other: the collector may take either apart first."""
+    for _ in range(3):
+        script = Script(make_engine())
+        script.feed(HELLO + TO_DATA + b"text")
+        script.feed(b"text")
+        del script
+        gc.collect()
+    assert gc.garbage == []
+
+
+def test_content_in_a_cycle_gives_its_memory_back() -> None:
+    """What an exception's traceback keeps of a handler is such a cycle."""
+    engine = make_engine()
+    script = Script(engine)
+    script.feed(HELLO + TO_DATA + b"text")
+    script.feed(b"text\r\n.\r\n")
+    cycle: list[object] = [script.taken.pop()]
+    cycle.append(cycle)
+    assert engine.held > 0
+    del cycle
+    gc.collect()
+    assert engine.held == 0
 
 
 def test_a_message_keeps_its_memory_for_as_long_as_somebody_holds_it() -> None:

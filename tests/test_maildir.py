@@ -24,6 +24,7 @@ from disks import open_files, small_disk
 import fastsmtp.body
 import fastsmtp.sinks.commit
 import fastsmtp.sinks.maildir
+import fastsmtp.sinks.trace
 from fastsmtp._envelope import Envelope, Session
 from fastsmtp.body import Body, Spill
 from fastsmtp.errors import ConfigError, SMTPError
@@ -192,6 +193,7 @@ async def test_a_spilled_message_is_linked_and_not_copied(
     monkeypatch.setattr(fastsmtp.body, "copy_range", lambda *_: pytest.fail("the body was copied"))
     async with opened(tmp_path / "mail") as sink:
         envelope = a_spilled_envelope(sink, tmp_path)
+        monkeypatch.setattr(fastsmtp.sinks.trace, "_date", lambda _: b"later")
         queue_id = await deliver(sink, envelope)
         assert envelope.queue_id == queue_id
     (message,) = mail_in(tmp_path / "mail")
@@ -354,6 +356,7 @@ def test_after_kill_9_all_that_was_said_to_be_safe_is_there_and_all_that_is_ther
         lines = []
         while len(lines) < 400:
             lines.append(program.stdout.readline())
+            assert lines[-1], "the program ended by itself"
         program.send_signal(signal.SIGKILL)
         lines += program.stdout.read().split("\n")
     assert program.returncode == -signal.SIGKILL
@@ -425,7 +428,7 @@ async def test_messages_that_come_together_share_the_sync_of_their_folder(
 def test_who_comes_while_a_folder_is_synced_shares_the_next_sync(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    running, go_on = threading.Semaphore(0), threading.Semaphore(0)
+    running, waiting, go_on = threading.Semaphore(0), threading.Semaphore(0), threading.Semaphore(0)
     results: list[str] = []
 
     def sync_folder(path: bytes) -> None:
@@ -441,8 +444,14 @@ def test_who_comes_while_a_folder_is_synced_shares_the_next_sync(
         except OSError as error:
             results.append(errno.errorcode[error.errno or 0])
 
+    class Condition(threading.Condition):
+        def wait(self, timeout: float | None = None) -> bool:
+            waiting.release()
+            return super().wait(timeout)
+
     monkeypatch.setattr(fastsmtp.sinks.commit, "sync_folder", sync_folder)
     shared = FolderSync()
+    shared._condition = Condition()
     first = threading.Thread(target=call)
     first.start()
     assert running.acquire(timeout=DEADLINE)
@@ -450,8 +459,9 @@ def test_who_comes_while_a_folder_is_synced_shares_the_next_sync(
     for thread in others:
         thread.start()
     # The five wait for a sync that begins after theirs were made, which is not the one that runs.
-    while sum(turn.waiting for turn in shared._next.values()) < 5:
-        assert not results
+    for _ in others:
+        assert waiting.acquire(timeout=DEADLINE)
+    assert results == []
     go_on.release()
     first.join(DEADLINE)
     assert results == ["synced"]
@@ -571,13 +581,14 @@ async def test_no_thread_keeps_the_memory_of_a_message(mailbox: str, tmp_path: P
         if mailbox == "missing":
             shutil.rmtree(tmp_path / mailbox)
         memory = Memory(CONTENT)
-        gone = weakref.ref(memory)
+        gone = threading.Event()
+        weakref.finalize(memory, gone.set)
         answer = sink.deliver(a_session(), an_envelope(body=Body.in_memory(memory)))
         del memory
         assert isinstance(answer, asyncio.Future)
         await asyncio.wait({answer}, timeout=DEADLINE)
         assert (answer.exception() is None) == (mailbox == "mail")
-    assert gone() is None
+        assert await asyncio.to_thread(gone.wait, DEADLINE)
 
 
 @pytest.mark.asyncio
@@ -635,13 +646,14 @@ async def test_all_mailboxes_get_a_message_or_none(full_first: bool, query: str,
             envelope = an_envelope(*(reversed(rcpt_tos) if full_first else rcpt_tos), body=large)
             assert await refused(sink, envelope) == "452 4.3.1"
             # One that fails only when it is to be linked, after the other was.
+            await deliver(sink, an_envelope(rcpt_tos[1]))
             (disk / "ben" / "new").rename(disk / "ben" / "away")
             assert await refused(sink, an_envelope(*rcpt_tos)) == "452 4.3.1"
             (disk / "ben" / "away").rename(disk / "ben" / "new")
             assert len(mail_in(tmp_path / "a.example" / "ann")) == 1
-            assert len(mail_in(disk / "ben")) == 1
-            await deliver(sink, an_envelope(*rcpt_tos))
             assert len(mail_in(disk / "ben")) == 2
+            await deliver(sink, an_envelope(*rcpt_tos))
+            assert len(mail_in(disk / "ben")) == 3
 
 
 @pytest.mark.asyncio
@@ -731,7 +743,8 @@ async def test_what_cannot_be_written_is_one_line_when_it_is_opened(template: st
     with pytest.raises(ConfigError) as error:
         await sink.open()
     assert re.fullmatch(
-        rf"deliver: maildir {re.escape(str(tmp_path))}/file.*: {re.escape(str(tmp_path))}/file.*: Not a directory; "
+        rf"deliver: maildir {re.escape(str(tmp_path))}/file.*: {re.escape(str(tmp_path))}/file.*: "
+        r"Not a directory; "
         "make it a folder that the user of this process may write",
         str(error.value),
     )

@@ -20,6 +20,8 @@ from wires import (
     random_wire,
 )
 
+from fastsmtp._reception import scan
+
 limits = st.builds(Limits, **{name: st.sampled_from(values) for name, values in SETTINGS.items()})
 end = st.sampled_from(ENDS)
 mail = st.builds(
@@ -88,6 +90,13 @@ def test_any_text_between_angle_brackets(text: str, command: str) -> None:
     wire = HELLO + (b"" if "MAIL" in command else b"MAIL FROM:<> SMTPUTF8\r\n")
     wire += command.format(text).encode() + b"\r\nRCPT TO:<a@b>\r\nDATA\r\n.\r\n"
     assert play(make_engine(), [wire]) == oracle(wire)
+
+
+@given(st.integers(0, 300), st.lists(st.sampled_from(CONTENT), max_size=6).map(b"".join), st.booleans())
+@settings(deadline=None)
+def test_the_fast_kernels_find_what_their_scalar_twins_find(before: int, octets: bytes, dots: bool) -> None:
+    text = b"x" * before + octets + b"x" * 200
+    assert scan(text, dots=dots) == scan(text, dots=dots, scalar=True)
 
 
 def test_a_thousand_random_clients_of_one_engine() -> None:

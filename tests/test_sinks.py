@@ -21,6 +21,7 @@ def test_discard_takes_everything() -> None:
     async def deliver() -> object:
         sink = make_sink("discard:", hostname="mx.example")
         assert isinstance(sink, Discard)
+        assert not sink.keeps
         await sink.open()
         nothing: Any = SimpleNamespace()
         assert sink.head(nothing, nothing) == b""
@@ -99,6 +100,7 @@ def test_a_template_that_could_not_work_is_refused(template: str, hint: str) -> 
 def test_the_path_of_a_url(url: str, root: bytes) -> None:
     sink = make_sink(url, hostname="mx.example")
     assert isinstance(sink, Maildir)
+    assert sink.keeps
     assert sink._boxes.root == root
 
 

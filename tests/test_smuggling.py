@@ -4,12 +4,15 @@ The sequences are those of the public tools (SEC Consult's SMTP-Smuggling-Tools,
 their kind; behind each comes what an attacker would have taken for commands.
 """
 
+from pathlib import Path
+
 import pytest
 from oracle import Limits, Result, oracle
 from script import Script, cut, every, make_engine, play
 from wires import HELLO, TO_DATA
 
-from fastsmtp._engine import Engine
+from fastsmtp._engine import HOOKS, Engine
+from fastsmtp.body import Spill
 from fastsmtp.replies import native
 
 FALSE_ENDS = {
@@ -101,6 +104,7 @@ def test_a_false_end_round_the_end_of_a_buffer(sequence: bytes, size: int) -> No
     """In one flow, as a fast client sends; the sequence lies on each octet round the end of a buffer."""
     engine = make_engine()
     start = len(HELLO + TO_DATA)
+    (small,) = oracle(HELLO + TO_DATA + b"x" + sequence + EVIL + b".\r\n").messages
     for begin in (start, 0):  # the message begins in the buffer of the commands, or in a fresh one
         for shift in range(-len(sequence) - 1, 3):
             text = b"x" * (size - start + begin + shift)
@@ -111,7 +115,7 @@ def test_a_false_end_round_the_end_of_a_buffer(sequence: bytes, size: int) -> No
             replies = [reply.code for reply in script.replies()]
             assert replies == [220, 250, 250, 250, 354, 250, 221], shift
             (message,) = script.result().messages
-            assert message.content == oracle(wire).messages[0].content, shift
+            assert message.content == text[1:] + small.content, shift
             script.disconnect()
 
 
@@ -195,6 +199,19 @@ def test_a_message_that_is_refused_is_read_to_its_true_end(mode: str) -> None:
         assert play(engine, pieces) == right
 
 
+def test_what_follows_a_message_that_is_dropped_is_not_read_from_memory_given_away() -> None:
+    """More messages than the engine keeps spare memory for, so that it really goes; the sanitizer sees."""
+    engine = make_engine(Limits(max_message_size=500))
+    scripts = [Script(engine) for _ in range(20)]
+    for script in scripts:
+        script.feed(HELLO + TO_DATA + b"x" * 100)
+        script.feed(b"x" * 100)
+    for script in scripts[1:]:
+        script.disconnect()
+    scripts[0].feed(b"x" * 1000 + b"\r\n.\r\n" + b"NOOP\r\n" * 20)
+    assert [reply.code for reply in scripts[0].replies()[4:]] == [354, 552, *[250] * 20]
+
+
 def test_a_message_that_there_is_no_memory_for_is_read_to_its_true_end() -> None:
     content = b"x" * 300_000 + b"\r\n" + EVIL + b"\n.\n" + EVIL
     wire = HELLO + TO_DATA + content + b".\r\nNOOP\r\n" + QUIT
@@ -204,29 +221,28 @@ def test_a_message_that_there_is_no_memory_for_is_read_to_its_true_end() -> None
         assert result.messages == []
 
 
-def test_a_spill_that_fails_is_read_to_its_true_end() -> None:
-    """The write fails for real: the spill's directory is not there."""
+def test_a_message_that_cannot_spill_is_read_to_its_true_end(tmp_path: Path) -> None:
+    """The directory for spills is not there."""
     failures: list[Exception] = []
 
     class Watched(Script):
         def failed(self, error: Exception) -> None:
             failures.append(error)
 
-    def open_spill(dialogue: object) -> object:
-        raise FileNotFoundError("no such directory")
-
     wire = HELLO + TO_DATA + b"x" * 3000 + b"\r\n" + EVIL + b".\r\nNOOP\r\n" + QUIT
-    script = Watched(make_engine_with(open_spill))
+    engine = Engine(
+        book=native("mx.example"),
+        hooks=HOOKS["DATA"],
+        open_spill=lambda dialogue: Spill(tmp_path / "gone"),
+        spill_threshold=1000,
+    )
+    script = Watched(engine)
     for piece in every(wire, 500):
         script.feed(piece)
     result = script.result()
     assert result.replies[5:] == [(452, "4.3.1"), (250, "2.0.0"), (221, "2.0.0")]
     assert result.messages == []
-    assert [str(error) for error in failures] == ["no such directory"]
-
-
-def make_engine_with(open_spill: object) -> Engine:
-    return Engine(book=native("mx.example"), hooks=64, open_spill=open_spill, spill_threshold=1000)  # type: ignore[arg-type]
+    assert [type(error) for error in failures] == [FileNotFoundError]
 
 
 @pytest.mark.parametrize("bare", [b"\n", b"NOOP\n", b"NOOP\n\n", b"\r\r\n\n", b"NOOP\r\n\n"])
@@ -294,7 +310,7 @@ def test_octets_in_clear_after_the_reply_to_starttls_are_nobodys() -> None:
 
 
 def test_starttls_behind_an_open_ask_still_sees_what_follows_it() -> None:
-    script = Secured(starttls_engine(hooks=256), later=True)
+    script = Secured(starttls_engine(hooks=HOOKS["NOOP"]), later=True)
     script.feed(b"NOOP\r\nSTARTTLS\r\nEHLO evil.example\r\n")
     script.settle()
     assert [reply.code for reply in script.replies()] == [220, 250, 554]
@@ -303,7 +319,7 @@ def test_starttls_behind_an_open_ask_still_sees_what_follows_it() -> None:
 
 def test_starttls_behind_an_open_ask_still_sees_what_comes_after_it() -> None:
     """The clear octets come in a read of their own, but before the command was done."""
-    script = Secured(starttls_engine(hooks=256), later=True)
+    script = Secured(starttls_engine(hooks=HOOKS["NOOP"]), later=True)
     script.feed(b"NOOP\r\nSTARTTLS\r\n")
     script.feed(b"EHLO evil.example\r\n")
     script.settle()

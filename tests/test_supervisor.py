@@ -30,7 +30,7 @@ from fastsmtp._engine import Counters, index
 from fastsmtp.errors import ConfigError
 from fastsmtp.exporter import serve_metrics
 from fastsmtp.metrics import Block
-from fastsmtp.supervisor import RETRIES, Supervisor, Timing, WorkerContext
+from fastsmtp.supervisor import END_NOW, RETRIES, Supervisor, Timing, WorkerContext
 
 PATIENCE = 15.0  # seconds that a test waits for what must happen
 
@@ -42,7 +42,7 @@ def say(line: str) -> None:
 
 
 class EchoWorker:
-    """Answers a line with ``INDEX PID LINE``; drains on SIGTERM, ends on a second or without lifeline."""
+    """Answers a line with ``INDEX PID LINE``; drains on SIGTERM, ends on END_NOW or without lifeline."""
 
     def __init__(self, context: WorkerContext, listener: socket.socket, options: dict[str, Any]) -> None:
         self.context = context
@@ -50,11 +50,14 @@ class EchoWorker:
         self.options = options
         self.folder = Path(options["folder"])
         self.clients: set[socket.socket] = set()
-        self.terminations = 0
+        self.draining = self.ending = False
         self.selector = selectors.DefaultSelector()
 
-    def terminate(self, *_: object) -> None:
-        self.terminations += 1
+    def drain(self, *_: object) -> None:
+        self.draining = True
+
+    def end_now(self, *_: object) -> None:
+        self.ending = True
 
     def run(self) -> int:
         own = self.context.index
@@ -78,7 +81,9 @@ class EchoWorker:
         wakeup.setblocking(False)
         self.wake.setblocking(False)
         signal.set_wakeup_fd(self.wake.fileno())
-        signal.signal(signal.SIGTERM, signal.SIG_IGN if self.options.get("stubborn") else self.terminate)
+        stubborn = self.options.get("stubborn")
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if stubborn else self.drain)
+        signal.signal(END_NOW, signal.SIG_IGN if stubborn else self.end_now)
         self.listener.setblocking(False)
         for source in (self.listener, wakeup, self.context.lifeline):
             self.selector.register(source, selectors.EVENT_READ)
@@ -88,11 +93,11 @@ class EchoWorker:
         self.context.ready()  # the second call does nothing
         while True:
             counters.set(active, len(self.clients))
-            if self.terminations and self.listener.fileno() >= 0:
+            if self.draining and self.listener.fileno() >= 0:
                 self.selector.unregister(self.listener)
                 self.listener.close()
                 say(f"draining {own}")
-            if self.terminations > 1 or (self.terminations and not self.clients):
+            if self.ending or (self.draining and not self.clients):
                 return int(self.options.get("drained_status", 0))
             for key, _ in self.selector.select():
                 if key.fileobj is self.listener:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from fastsmtp._core import KERNEL, scan
+from fastsmtp._reception import KERNEL, scan
 
 from .talk import Talk
 

@@ -1,11 +1,11 @@
 """The dialogue, field by field."""
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t
 
-from fastsmtp._engine cimport Engine, Memory
+from fastsmtp._engine cimport Engine
 from fastsmtp._envelope cimport Envelope, Session
+from fastsmtp._reception cimport Reception
 from fastsmtp.command cimport argument_result, command
-from fastsmtp.content cimport content
 
 cdef enum State:        # what the client has said so far: the columns of the table
     START, READY, MAIL, RCPT
@@ -33,14 +33,9 @@ cdef class Dialogue:
     cdef bytes first_reply
     cdef bytearray more_replies
     # the message that comes
-    cdef content content
-    cdef Memory memory
-    cdef size_t length          # octets of content in memory
-    cdef bytes first_content    # a message that came whole in one read
-    cdef object spill
-    cdef uint64_t spilled       # octets of content beyond memory
-    cdef uint64_t held          # octets of a small body that count against the budget
-    cdef bint no_room, in_memory
+    cdef Reception reception
+    cdef size_t offered         # octets that the next read may bring
+    cdef bint in_memory         # ... into the message's own memory
     # where the dialogue is
     cdef uint8_t state, phase, asking
     cdef bint extended          # what the hello under way asks for
@@ -49,7 +44,7 @@ cdef class Dialogue:
     cdef object previous_name
     # monotonic seconds
     cdef readonly double asked_at
-    cdef double last, transaction_began, content_began
+    cdef double last, transaction_began
 
     cdef int _turn(self, char *p, size_t n) except -1
     cdef int _consume(self, char *p, size_t n) except -1
@@ -66,15 +61,7 @@ cdef class Dialogue:
     cdef int _ask_or(self, int kind, int reply, command *c) except -1
     cdef int _bad_argument(self, argument_result result, int syntax, int address) except -1
     cdef object _parameters(self, command *c, size_t at)
-    cdef size_t _take_content(self, char *p, size_t n) except? 0
-    cdef int _store_elsewhere(self, const char *p, size_t n) except -1
-    cdef int _spill_if_due(self) except -1
-    cdef int _spill_memory(self) except -1
     cdef int _end_of_content(self) except -1
-    cdef int _lose_content(self) except -1
-    cdef int _drop_content(self) except -1
-    cdef size_t _take_copy(self, const char *p, size_t n) except? 0
-    cdef bint _room(self, size_t n) noexcept
     cdef int _ask(self, int kind, object argument, object options) except -1
     cdef int _answered(self, bytes reply) except -1
     cdef int _settle(self, int kind, int code) except -1

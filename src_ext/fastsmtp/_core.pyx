@@ -1,33 +1,29 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The SMTP dialogue, without input and output: octets in, replies out, and asks where Python has a hook.
 
-Knows every rule of SMTP that this server holds, and holds each of them once: lines and pipelining, the verb by
-state table, what is answered, where content ends. Refuses to know sockets, event loops, files and handlers.
+Knows every rule of SMTP that this server holds, and holds each of them once: lines and pipelining, the verb
+by state table, what is answered and when. Refuses to know sockets, event loops, files and handlers, and how
+content is kept.
 
-A turn is: octets come (``get_buffer``, ``buffer_updated``), commands are done one after another without leaving C,
-and all their replies go out in one write. A hook's answer may come at once or later; until it is there, nothing
-more is done, and what the client sends meanwhile is kept.
+A turn is: octets come (``get_buffer``, ``buffer_updated``), commands are done one after another without leaving
+C, and all their replies go out in one write. A hook's answer may come at once or later; until it is there,
+nothing more is done, and what the client sends meanwhile is kept.
 """
 
 import cython
 
 from cpython.bytearray cimport PyByteArray_FromObject
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.memoryview cimport PyMemoryView_FromMemory
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_DecodeUTF8
-from libc.stdint cimport uint8_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdint cimport uint8_t
+from libc.stdlib cimport free, realloc
 from libc.string cimport memchr, memcpy
 
 from fastsmtp._engine cimport *
 from fastsmtp._envelope cimport Envelope, Session
+from fastsmtp._reception cimport Reception, receive
 from fastsmtp.command cimport *
-from fastsmtp.content cimport *
-from fastsmtp.scan cimport scan_dots, scan_dots_scalar, scan_init, scan_strict, scan_strict_scalar
-
-cdef extern from "Python.h":
-    enum:
-        PyBUF_WRITE
+from fastsmtp.content cimport content
 
 cdef extern from *:
     """
@@ -42,15 +38,12 @@ cdef extern from *:
     double monotonic "fastsmtp_monotonic"() noexcept nogil
 
 
-KERNEL = (<bytes>scan_init()).decode()
-
-
 # --- the table ----------------------------------------------------------------------------------------------
 # Verb by state. A cell is something to do, or the reply that refuses it (as a negative number).
 
 cdef enum Action:
     DO_HELO = 1
-    DO_EHLO, DO_MAIL, DO_RCPT, DO_DATA, DO_RSET, DO_NOOP, DO_QUIT, DO_VRFY, DO_HELP, DO_STARTTLS, DO_FOREIGN
+    DO_EHLO, DO_MAIL, DO_RCPT, DO_DATA, DO_RSET, DO_NOOP, DO_QUIT, DO_VRFY, DO_HELP, DO_STARTTLS, DO_FOREIGN, DO_NOTHING
 
 cdef int TABLE[VERBS][STATES]
 
@@ -73,7 +66,7 @@ _row(VERB_QUIT,      DO_QUIT,            DO_QUIT,           DO_QUIT,            
 _row(VERB_VRFY,      DO_VRFY,            DO_VRFY,           DO_VRFY,             DO_VRFY)
 _row(VERB_HELP,      DO_HELP,            DO_HELP,           DO_HELP,             DO_HELP)
 _row(VERB_STARTTLS,  DO_STARTTLS,        DO_STARTTLS,       DO_STARTTLS,         DO_STARTTLS)
-_row(VERB_KNOWN,     -REPLY_NOT_IMPLEMENTED, -REPLY_NOT_IMPLEMENTED, -REPLY_NOT_IMPLEMENTED, -REPLY_NOT_IMPLEMENTED)
+_row(VERB_KNOWN,     DO_NOTHING,         DO_NOTHING,        DO_NOTHING,          DO_NOTHING)
 _row(VERB_FOREIGN,   DO_FOREIGN,         DO_FOREIGN,        DO_FOREIGN,          DO_FOREIGN)
 _row(VERB_UNKNOWN,   -REPLY_UNKNOWN,     -REPLY_UNKNOWN,    -REPLY_UNKNOWN,      -REPLY_UNKNOWN)
 
@@ -84,8 +77,6 @@ cdef unsigned CLEAR_VERBS = (1 << VERB_NOOP | 1 << VERB_EHLO | 1 << VERB_STARTTL
 TIMEOUT_STATES = ("command", "data", "transaction", "handler")
 
 cdef enum:
-    SPILL_WRITE = 256 * 1024    # once a message spills, it is written in pieces of this
-    LEAST_ROOM = 64 * 1024      # a read into a message's own memory has at least so much room
     MUCH_REPLY = 32 * 1024      # replies of one turn beyond this are written before the next command is done
     TLS_HANDSHAKE = 0x16        # the first octet of a TLS record that no SMTP client in clear begins with
 
@@ -104,7 +95,7 @@ cdef int result_of(int code) noexcept:
 @cython.no_gc_clear     # the memory goes back to the engine, which must still be there
 cdef class Dialogue:
     """One connection's dialogue. A subclass gives ``ask``, ``hang_up``, ``secure``, ``pause_reading``,
-    ``resume_reading``, ``failed``.
+    ``resume_reading``, ``give_way``, ``failed``.
 
     ``engine`` is what all dialogues of the worker share. A dialogue begins with ``connect`` and ends with
     ``disconnect``.
@@ -113,15 +104,10 @@ cdef class Dialogue:
     def __cinit__(self, Engine engine not None, *args, **kwargs):
         self.engine = engine
         self.tail = NULL
-        self.memory.data = NULL
         self.phase = PHASE_NEW
 
     def __dealloc__(self):
         free(self.tail)
-        if self.memory.data != NULL:
-            self.engine.give_memory(&self.memory)
-        if self.held:
-            self.engine.release(self.held)
 
     # --- what a subclass gives ------------------------------------------------------------------------------
 
@@ -129,9 +115,9 @@ cdef class Dialogue:
         """Called for a hook in the engine's mask: returns the reply as octets with CRLF, or ``None`` when
         ``answer`` will be called later.
 
-        ``kind`` is a position in ``ASKS``. ``argument`` is the hello name, the address, the argument of NOOP or
-        VRFY (``str``), or the content at DATA: ``bytes``, a ``Block`` or the spill. ``options`` is the list of
-        parameters at MAIL and RCPT, else ``None``.
+        ``kind`` is a position in ``ASKS``. ``argument`` is the hello name, the address, the argument of NOOP
+        or VRFY (``str``), or the content at DATA: ``bytes``, a ``Block`` or the spill. ``options`` is the list
+        of parameters at MAIL and RCPT, else ``None``.
         """
         raise NotImplementedError
 
@@ -146,6 +132,9 @@ cdef class Dialogue:
 
     def resume_reading(self):
         """Called when reading may go on."""
+
+    def give_way(self):
+        """Called when content filled a whole read: there is more, and others may be waiting."""
 
     def failed(self, error):
         """Called when content could not be stored, with the exception; the client is told 452 4.3.1."""
@@ -182,8 +171,8 @@ cdef class Dialogue:
         self._write = None
 
     def secured(self, ssl, write):
-        """Goes on under TLS, with ``ssl`` the ``ssl.SSLObject`` and a new ``write``: what was said in clear is
-        forgotten (RFC 3207 4.2), but the session is the same.
+        """Goes on under TLS, with ``ssl`` the ``ssl.SSLObject`` and a new ``write``: what was said in clear
+        is forgotten (RFC 3207 4.2), but the session is the same.
         """
         cdef Session session = self._the_session()
         self._write = write
@@ -223,22 +212,16 @@ cdef class Dialogue:
 
     def get_buffer(self, sizehint):
         """Where the next octets go: the worker's buffer, or the memory of the message that comes."""
-        cdef Engine engine = self.engine
-        cdef size_t room
+        cdef object buffer = None
         self.in_memory = False
+        self.offered = RECEIVE_CONTENT
         if self.phase != PHASE_CONTENT or self.held_back:
-            return engine.commands_view
-        if self.memory.data == NULL:
-            return engine.content_view
-        room = self.memory.capacity - self.length
-        if room < LEAST_ROOM:
-            if not engine.grow_memory(&self.memory, self.length + LEAST_ROOM):
-                self._lose_content()
-                return engine.content_view
-            room = self.memory.capacity - self.length
+            return self.engine.commands_view
+        buffer = self.reception.buffer(&self.offered)
+        if buffer is None:
+            return self.engine.content_view
         self.in_memory = True
-        return PyMemoryView_FromMemory(self.memory.data + self.length, min(room, <size_t>RECEIVE_CONTENT),
-                                       PyBUF_WRITE)
+        return buffer
 
     def buffer_updated(self, size_t nbytes):
         """``nbytes`` octets came into what ``get_buffer`` gave last: does a turn."""
@@ -247,21 +230,22 @@ cdef class Dialogue:
         engine.counters.bump(RECEIVED_BYTES, nbytes)
         self.last = engine.now
         if self.in_memory:
-            self.in_memory = False
-            self._turn(self.memory.data + self.length, nbytes)
-            return
-        p = engine.receive + HEADROOM
-        if self.asking or self.held_back or self.phase == PHASE_NEW:
-            # One read may be kept; then nothing more is read until there is an answer.
-            self._keep(p, nbytes, True)
-            self.pause_reading()
-            return
-        if self.tail_length:
-            memcpy(p - self.tail_length, self.tail, self.tail_length)
-            p -= self.tail_length
-            nbytes += self.tail_length
-            self._keep(NULL, 0, False)
+            p = self.reception.place()
+        else:
+            p = engine.receive + HEADROOM
+            if self.asking or self.held_back or self.phase == PHASE_NEW:
+                # One read may be kept; then nothing more is read until there is an answer.
+                self._keep(p, nbytes, True)
+                self.pause_reading()
+                return
+            if self.tail_length:
+                memcpy(p - self.tail_length, self.tail, self.tail_length)
+                p -= self.tail_length
+                nbytes += self.tail_length
+                self._keep(NULL, 0, False)
         self._turn(p, nbytes)
+        if nbytes >= self.offered and self.phase == PHASE_CONTENT:
+            self.give_way()
 
     def feed(self, data):
         """Takes ``data`` as if it had come over the wire; for those who have octets and no socket."""
@@ -362,20 +346,14 @@ cdef class Dialogue:
 
     cdef int _consume(self, char *p, size_t n) except -1:
         cdef size_t at = 0, taken
-        cdef bint in_memory
         while at < n:
             if self.phase >= PHASE_SECURE:
                 return 0    # what follows the last command is nobody's
             if self.asking or self.held_back:
                 return self._keep(p + at, n - at, True)
             if self.phase == PHASE_CONTENT:
-                in_memory = self.memory.data != NULL and p + at == self.memory.data + self.length
-                at += self._take_content(p + at, n - at)
-                if self.content.state == CONTENT_END:
-                    if in_memory and at < n:
-                        # The memory goes away with the message; what follows must not.
-                        self._keep(p + at, n - at, True)
-                        at = n
+                at += self.reception.take(p + at, n - at)
+                if self.reception.ended():
                     self._end_of_content()
             else:
                 taken = self._lines(p + at, n - at)
@@ -441,8 +419,8 @@ cdef class Dialogue:
         if lf == NULL:
             return 0
         if length < 2 or p[length - 2] != b"\r":
-            # A bare LF ends no line (RFC 5321 2.3.8). The error comes at once, as a person with a tool that sends
-            # LF would wait forever; the rest is not run as commands.
+            # A bare LF ends no line (RFC 5321 2.3.8). The error comes at once, as a person with a tool that
+            # sends LF would wait forever; the rest is not run as commands.
             counters.bump(VIOLATIONS + VIOLATION_BARE_NEWLINE_COMMAND, 1)
             self.phase = PHASE_DISCARD
             self.long_line = False
@@ -502,6 +480,8 @@ cdef class Dialogue:
             if c.length == 0:
                 return self._error(REPLY_VRFY_ARGUMENT)
             return self._ask_or(ASK_VRFY, REPLY_VRFY, c)
+        if action == DO_NOTHING:
+            return self._error(REPLY_NOT_IMPLEMENTED)
         if action == DO_FOREIGN:
             engine.counters.bump(VIOLATIONS + VIOLATION_FOREIGN_PROTOCOL, 1)
             self._say(REPLY_FOREIGN)
@@ -610,13 +590,8 @@ cdef class Dialogue:
         return options
 
     cdef int _data(self) except -1:
-        cdef Engine engine = self.engine
-        content_begin(&self.content, engine.newlines, engine.max_message_size, engine.max_line_length)
         self.phase = PHASE_CONTENT
-        self.length = 0
-        self.spilled = 0
-        self.no_room = False
-        self.content_began = monotonic()
+        self.reception = receive(self.engine, self, monotonic())
         return self._say(REPLY_DATA)
 
     cdef int _starttls(self, command *c) except -1:
@@ -626,187 +601,35 @@ cdef class Dialogue:
         return 0
 
     cdef int _begin_tls(self, bint more) except -1:
-        """Octets behind STARTTLS were sent in clear to be taken for what comes inside TLS (CVE-2021-38371)."""
+        """Octets behind STARTTLS were sent in clear, to be taken for what comes inside TLS
+        (CVE-2021-38371).
+        """
         if not more:
             return self._say(REPLY_STARTTLS)
         self.engine.counters.bump(VIOLATIONS + VIOLATION_STARTTLS_INJECTION, 1)
         self._say(REPLY_STARTTLS_INJECTION)
         return self._close()
 
-    # --- content --------------------------------------------------------------------------------------------
-
-    cdef size_t _take_content(self, char *p, size_t n) except? 0:
-        """Takes octets of content: in place where they came into the message's memory or were compacted in the
-        worker's buffer, copied where they lie elsewhere. Returns how many belonged to the content.
-        """
-        cdef content *c = &self.content
-        cdef size_t taken, stored = 0
-        if self.no_room or c.too_big:
-            taken = content_feed(c, <uint8_t *>p, n, NULL, 0, 0, &stored)
-        elif self.memory.data == NULL:
-            taken = content_feed(c, <uint8_t *>p, n, <uint8_t *>p, 0, 1, &stored)
-            if c.state == CONTENT_END and self.spill is None and not c.too_big:
-                # The ordinary message: whole in one read, copied once.
-                if self.engine.hold(stored):
-                    self.held = stored
-                    self.first_content = PyBytes_FromStringAndSize(p, stored)
-                else:
-                    self._lose_content()
-                return taken
-            self._store_elsewhere(p, stored)
-        elif p == self.memory.data + self.length:
-            taken = content_feed(c, <uint8_t *>p, n, <uint8_t *>p, 0, 1, &stored)
-            self.length += stored
-        else:
-            taken = 0
-        if taken < n and c.state != CONTENT_END:
-            taken += self._take_copy(p + taken, n - taken)
-        if c.too_big:
-            self._drop_content()
-        else:
-            self._spill_if_due()
-        return taken
-
-    cdef size_t _take_copy(self, const char *p, size_t n) except? 0:
-        """Takes content from elsewhere, or that grows: every stray CR or LF by an octet."""
-        cdef content *c = &self.content
-        cdef size_t taken, stored = 0
-        cdef char *copy = NULL
-        if self.memory.data != NULL and self.memory.data <= p < self.memory.data + self.memory.capacity:
-            copy = <char *>malloc(n)
-            if copy == NULL:
-                raise MemoryError()
-            memcpy(copy, p, n)
-            p = copy
-        try:
-            if not self.no_room and not self._room(2 * n + 2):
-                self._lose_content()
-            if self.no_room:
-                return content_feed(c, <const uint8_t *>p, n, NULL, 0, 0, &stored)
-            taken = content_feed(c, <const uint8_t *>p, n, <uint8_t *>self.memory.data + self.length, 2 * n + 2, 0,
-                                 &stored)
-            self.length += stored
-            if copy != NULL and taken < n:
-                # What follows the content was overwritten where it lay.
-                self._keep(p + taken, n - taken, True)
-                return n
-            return taken
-        finally:
-            free(copy)
-
-    cdef int _store_elsewhere(self, const char *p, size_t n) except -1:
-        if n and not self.no_room:
-            if self._room(n):
-                memcpy(self.memory.data + self.length, p, n)
-                self.length += n
-            else:
-                self._lose_content()
-        return 0
-
-    cdef bint _room(self, size_t n) noexcept:
-        """Makes room for n octets behind what is there."""
-        if self.memory.data == NULL:
-            self.length = 0
-            return self.engine.take_memory(&self.memory, n + LEAST_ROOM)
-        return self.engine.grow_memory(&self.memory, self.length + n)
-
-    cdef int _spill_if_due(self) except -1:
-        cdef Engine engine = self.engine
-        cdef uint64_t threshold = engine.spill_threshold
-        if self.no_room or engine.open_spill is None or self.memory.data == NULL:
-            return 0
-        if self.spill is not None:
-            threshold = min(threshold, <uint64_t>SPILL_WRITE)
-        if self.length > threshold:
-            self._spill_memory()
-        return 0
-
-    cdef int _spill_memory(self) except -1:
-        cdef Engine engine = self.engine
-        if self.length == 0:
-            return 0
-        try:
-            if self.spill is None:
-                self.spill = engine.open_spill(self)
-                engine.counters.bump(SPILLED_MESSAGES, 1)
-            view = PyMemoryView_FromMemory(self.memory.data, self.length, PyBUF_WRITE)
-            self.spill.write(view)
-            view.release()
-        except Exception as error:
-            self._lose_content()
-            self.failed(error)
-            return 0
-        engine.counters.bump(SPILLED_BYTES, self.length)
-        self.spilled += self.length
-        self.length = 0
-        return 0
-
-    cdef int _drop_content(self) except -1:
-        """Lets go of all content."""
-        self.first_content = None
-        if self.held:
-            self.engine.release(self.held)
-            self.held = 0
-        if self.memory.data != NULL:
-            self.engine.give_memory(&self.memory)
-        self.length = 0
-        if self.spill is not None:
-            spill, self.spill = self.spill, None
-            spill.close()
-        return 0
-
-    cdef int _lose_content(self) except -1:
-        """There is no room for the content: it is followed to its end and refused there."""
-        self.no_room = True
-        return self._drop_content()
-
     cdef int _end_of_content(self) except -1:
-        cdef Engine engine = self.engine
-        cdef Counters counters = engine.counters
-        cdef content *c = &self.content
-        cdef int refusal = 0
-        cdef Block block
-        cdef object message
-
+        cdef Counters counters = self.engine.counters
+        cdef Reception reception = self.reception
+        cdef content *c = &reception.content
+        cdef int refusal = reception.refusal()
         self.phase = PHASE_COMMAND
         counters.measure(MESSAGE_SIZE, <double>c.size)
-        counters.measure(DATA_READ, monotonic() - self.content_began)
+        counters.measure(DATA_READ, monotonic() - reception.began)
         if c.bare_cr or c.bare_lf:
             counters.bump(VIOLATIONS + VIOLATION_BARE_NEWLINE_CONTENT, 1)
-        if self.spill is not None and not c.too_big:
-            self._spill_memory()
-        if c.too_big:
-            refusal = REPLY_TOO_BIG
-        elif c.newlines == NEWLINES_REJECT and (c.bare_cr or c.bare_lf):
-            refusal = REPLY_CONTENT_NEWLINE
-        elif c.long_line:
-            refusal = REPLY_CONTENT_LINE
-        elif self.no_room:
-            refusal = REPLY_NO_ROOM
+        if reception.rest_length:
+            self._keep(reception.rest, reception.rest_length, True)
         if refusal:
             counters.bump(MESSAGES + (RESULT_DEFERRED if refusal == REPLY_NO_ROOM else RESULT_REJECTED), 1)
-            self._drop_content()
             self._end_transaction()
             return self._say(refusal)
-
-        if not engine.hooks & 1 << ASK_DATA:
-            self._drop_content()
-            self._settle(ASK_DATA, 250)
-            return self._say(REPLY_ACCEPTED)
-        if self.spill is not None:
-            message, self.spill = self.spill, None
-            if self.memory.data != NULL:
-                engine.give_memory(&self.memory)
-        elif self.memory.data != NULL:
-            block = Block.__new__(Block)
-            block.engine = engine
-            block.memory = self.memory
-            block.length = self.length
-            self.memory.data = NULL
-            message = block
-        else:
-            message, self.first_content = self.first_content, None
-        return self._ask(ASK_DATA, message, None)
+        if self.engine.hooks & 1 << ASK_DATA:
+            return self._ask(ASK_DATA, reception.message(), None)
+        self._settle(ASK_DATA, 250)
+        return self._say(REPLY_ACCEPTED)
 
     # --- asks and answers -----------------------------------------------------------------------------------
 
@@ -857,7 +680,6 @@ cdef class Dialogue:
                     self.state = RCPT
         elif kind == ASK_DATA:
             engine.counters.bump(MESSAGES + result_of(code), 1)
-            self._drop_content()
             self._end_transaction()
         elif kind == ASK_EHLO or kind == ASK_HELO:
             session = self._the_session()
@@ -881,6 +703,9 @@ cdef class Dialogue:
 
     cdef int _end_transaction(self) except -1:
         self.envelope = None
+        if self.reception is not None:
+            self.reception.drop()
+            self.reception = None
         self.transaction = False
         self.rcpt_tried = False
         self.recipients = 0
@@ -931,7 +756,8 @@ cdef class Dialogue:
     cdef int _close(self) except -1:
         self.phase = PHASE_CLOSED
         self._keep(NULL, 0, False)
-        self._drop_content()
+        if self.reception is not None and not self.asking:  # else a hook has the content
+            self.reception.drop()
         return 0
 
     cdef int _flush(self) except -1:
@@ -949,14 +775,3 @@ cdef class Dialogue:
         elif self.phase == PHASE_SECURE and replies is not None:
             self.secure()
         return 0
-
-
-# --- the kernels, for the tests -----------------------------------------------------------------------------
-
-def scan(bytes octets not None, *, bint dots=False, bint scalar=False):
-    """The first event of ``scan.h`` in ``octets``, by the kernel in use or by its scalar twin."""
-    cdef size_t n = len(octets)
-    cdef const uint8_t *p = <const uint8_t *>PyBytes_AS_STRING(octets)
-    if dots:
-        return scan_dots_scalar(p, n) if scalar else scan_dots(p, n)
-    return scan_strict_scalar(p, n) if scalar else scan_strict(p, n)

@@ -255,7 +255,7 @@ cdef class Engine:
 
     ``hooks`` is a sum of ``HOOKS``: what the dialogue asks for; anything else it answers by itself.
     ``open_spill(dialogue)`` gives an object with ``write(memoryview)`` and ``close()`` for content beyond
-    ``spill_threshold``; without it all content stays in memory. ``now`` is a coarse clock that ``tick`` moves.
+    ``spill_threshold``; without it all content stays in memory. ``now`` is a coarse clock, moved by ``tick``.
     """
 
     def __init__(self, *, Book book not None, Counters counters=None, unsigned hooks=0, open_spill=None,
@@ -328,7 +328,7 @@ cdef class Engine:
         self.held -= octets
         self.counters.words[BUFFERED_BYTES] = self.held
 
-    # Memory goes round: fresh pages cost more (0.25 us each, 64 to 128 us a MB here) than all else about a large
+    # Memory goes round: fresh pages cost more (0.25 us each, 64 to 128 us a MB) than all else about a large
     # message. realloc moves pages, not octets, at these sizes (mremap).
 
     cdef bint take_memory(self, Memory *memory, size_t capacity) noexcept:

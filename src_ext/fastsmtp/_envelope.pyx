@@ -1,8 +1,8 @@
 # cython: language_level=3
 """The facts that a dialogue learns: a Session for the connection, an Envelope for the transaction.
 
-Compiled because the dialogue writes them in its hot path; hooks and sinks read them, and may add attributes of
-their own. Knows names and defaults. Refuses to know who sets what, and when.
+Compiled because the dialogue writes them in its hot path; hooks and sinks read them, and may add attributes
+of their own. Knows names and defaults. Refuses to know who sets what, and when.
 """
 
 import cython

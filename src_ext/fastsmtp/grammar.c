@@ -1,6 +1,5 @@
 #include "grammar.h"
 
-#include <arpa/inet.h>
 #include <string.h>
 
 /* What an octet may be part of. Octets from 0x80 are UTF-8, which the line was checked to be as a whole; they
@@ -100,41 +99,96 @@ static int read_domain_name(struct reader *r)
     return r->p - begin <= MAX_DOMAIN;
 }
 
-/* RFC 5321 4.1.3.  */
+static int is_digit(char octet)
+{
+    return octet >= '0' && octet <= '9';
+}
+
+static int is_hex(char octet)
+{
+    return is_digit(octet) || (octet >= 'a' && octet <= 'f') || (octet >= 'A' && octet <= 'F');
+}
+
+/* The readers of RFC 5321 4.1.3, not inet_pton: what is a well-formed address must not depend on the C library. */
+static int is_ipv4(const char *p, const char *end)
+{
+    for (int numbers = 1;; numbers++) {
+        int value = 0, digits = 0;
+        for (; p < end && is_digit(*p); p++, digits++)
+            if (digits < 3)
+                value = value * 10 + *p - '0';
+        if (digits < 1 || digits > 3 || value > 255)
+            return 0;
+        if (numbers == 4)
+            return p == end;
+        if (p == end || *p++ != '.')
+            return 0;
+    }
+}
+
+static int is_ipv6(const char *p, const char *end)
+{
+    int groups = 0, compressed = 0;
+    if (end - p >= 2 && p[0] == ':' && p[1] == ':') {
+        compressed = 1;
+        p += 2;
+    }
+    while (p < end || !compressed || groups == 0) {
+        const char *group = p;
+        if (p == end)
+            return compressed; /* "::" alone */
+        while (p < end && is_hex(*p))
+            p++;
+        if (p < end && *p == '.') {
+            if (!is_ipv4(group, end))
+                return 0;
+            groups += 2;
+            break;
+        }
+        if (p == group || p - group > 4)
+            return 0;
+        groups++;
+        if (p == end)
+            break;
+        if (*p++ != ':' || p == end)
+            return 0;
+        if (*p == ':') {
+            if (compressed)
+                return 0;
+            compressed = 1;
+            p++;
+        }
+    }
+    return compressed ? groups <= 6 : groups == 8; /* "::" stands for two groups or more */
+}
+
+/* A tag that is an Ldh-str, then dcontent. */
+static int is_tagged(const char *p, const char *colon, const char *end)
+{
+    if (colon == p || colon[-1] == '-' || colon + 1 == end)
+        return 0;
+    for (; p < colon; p++)
+        if ((uint8_t)*p >= 0x80 || *p == '_' || !(classes[(uint8_t)*p] & LABEL))
+            return 0;
+    for (p = colon + 1; p < end; p++)
+        if (*p < 33 || *p > 126 || *p == '[' || *p == '\\')
+            return 0;
+    return 1;
+}
+
 static int read_address_literal(struct reader *r)
 {
-    const uint8_t *begin = r->p++;
-    const uint8_t *close = memchr(r->p, ']', (size_t)(r->end - r->p));
-    if (close == NULL || close + 1 - begin > MAX_DOMAIN)
+    const char *p = (const char *)r->p + 1;
+    const char *end = memchr(p, ']', (size_t)(r->end - r->p - 1));
+    if (end == NULL || end + 2 - p > MAX_DOMAIN)
         return 0;
-    size_t length = (size_t)(close - r->p);
-    char text[MAX_DOMAIN + 1];
-    memcpy(text, r->p, length);
-    text[length] = 0;
-    if (memchr(text, 0, length))
-        return 0;
-
-    unsigned char packed[16];
-    char *colon = strchr(text, ':');
-    if (colon == NULL) {
-        if (inet_pton(AF_INET, text, packed) != 1)
-            return 0;
-    } else if (same_word(text, (size_t)(colon - text), "IPV6")) {
-        if (inet_pton(AF_INET6, colon + 1, packed) != 1)
-            return 0;
-    } else {
-        /* General-address-literal: a tag that is an Ldh-str, then dcontent.  */
-        if (colon == text || colon[-1] == '-' || colon[1] == 0)
-            return 0;
-        for (const char *c = text; c < colon; c++)
-            if ((uint8_t)*c >= 0x80 || *c == '_' || !(classes[(uint8_t)*c] & LABEL))
-                return 0;
-        for (const char *c = colon + 1; *c; c++)
-            if (*c < 33 || *c > 126 || *c == '[' || *c == '\\')
-                return 0;
-    }
-    r->p = close + 1;
-    return 1;
+    r->p = (const uint8_t *)end + 1;
+    const char *colon = memchr(p, ':', (size_t)(end - p));
+    if (colon == NULL)
+        return is_ipv4(p, end);
+    if (same_word(p, (size_t)(colon - p), "IPV6"))
+        return is_ipv6(colon + 1, end);
+    return is_tagged(p, colon, end);
 }
 
 /* "@a,@b:" before a mailbox: to be accepted and ignored (RFC 5321 4.1.1.3, appendix C).  */

@@ -1,6 +1,6 @@
 """Random clients against the core and the oracle, for as long as one likes: ``make fuzz``.
 
-``python tests/fuzz/dialogue.py --seconds 60 --seed 1``. A disagreement is made small and printed, and the
+``python -m tests.fuzz --seconds 60 --seed 1``. A disagreement is made small and printed, and the
 exit status is 1. Each round is decided by a number, which counts up from the first seed.
 """
 

@@ -1,0 +1,42 @@
+"""A message that is being received, as the dialogue sees it."""
+
+from libc.stdint cimport uint8_t, uint64_t
+
+from fastsmtp._engine cimport Engine, Memory
+from fastsmtp.content cimport content
+
+
+cdef class Reception:
+    cdef Engine engine
+    cdef object dialogue        # for whom a spill is opened, and who is told when it fails
+    cdef content content
+    cdef double began           # monotonic seconds
+    # where the content is: the whole of it in `small`, or its end in memory and the rest in a spill
+    cdef bytes small
+    cdef uint64_t held          # octets of `small` that count against the budget
+    cdef Memory memory
+    cdef size_t length          # octets of content in memory
+    cdef object spill
+    cdef bint no_room
+    # octets behind the content, saved from memory that is no more its own
+    cdef char *rest
+    cdef size_t rest_length
+
+    cdef object buffer(self, size_t *size)
+    cdef char *place(self) noexcept
+    cdef bint ended(self) noexcept
+    cdef size_t take(self, char *p, size_t n) except? 0
+    cdef int refusal(self) except -1
+    cdef object message(self)
+    cdef int drop(self) except -1
+
+    cdef size_t _take_copy(self, const char *p, size_t n) except? 0
+    cdef int _save_rest(self, const char *p, size_t n) except -1
+    cdef int _store(self, const char *p, size_t n) except -1
+    cdef bint _room(self, size_t n) noexcept
+    cdef int _spill_if_due(self) except -1
+    cdef int _spill_memory(self) except -1
+    cdef int _lose(self) except -1
+
+
+cdef Reception receive(Engine engine, object dialogue, double now)

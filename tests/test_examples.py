@@ -1,0 +1,212 @@
+"""The examples run; the documents hold where a machine can tell: code compiles, links lead somewhere."""
+
+import ast
+import contextlib
+import os
+import re
+import signal
+import smtplib
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from email.message import EmailMessage
+from email.policy import SMTP
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+DOCUMENTS = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
+DEADLINE = 20.0
+
+pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="examples/ is not beside these tests")
+
+
+class Example:
+    """An example that runs as a process of its own; its output is read line by line."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self.host, self.port = "", 0
+
+    def line(self, pattern: str) -> "re.Match[str]":
+        """The next line of output in which ``pattern`` is found."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if found := re.search(pattern, line):
+                return found
+        raise AssertionError(f"{pattern!r} was not printed, but: {''.join(self.lines)}")
+
+    def send(self, message: EmailMessage, sender: str, *recipients: str) -> dict[str, tuple[int, bytes]]:
+        with smtplib.SMTP(self.host, self.port, timeout=DEADLINE) as client:
+            return client.sendmail(sender, recipients, message.as_bytes(policy=SMTP))
+
+
+@contextlib.contextmanager
+def _run(name: str, *arguments: str, cwd: Path) -> Iterator[Example]:
+    """Runs an example on a free port, and ends it with SIGTERM, which must leave status 0."""
+    process = subprocess.Popen(
+        [sys.executable, str(EXAMPLES / name), "127.0.0.1:0", *arguments],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        bufsize=1,
+    )
+    watchdog = threading.Timer(DEADLINE, process.kill)  # ends a read that would wait for ever
+    watchdog.start()
+    example = Example(process)
+    try:
+        found = example.line(r"listen\w* on (127\.0\.0\.1):(\d+)")
+        example.host, example.port = found[1], int(found[2])
+        yield example
+        process.send_signal(signal.SIGTERM)
+        rest = process.stdout.read() if process.stdout is not None else ""
+        assert process.wait() == 0, "".join(example.lines) + rest
+        assert "Traceback" not in "".join(example.lines) + rest
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def _mail(text: str = "hello\n", attachment: str | None = None) -> EmailMessage:
+    message = EmailMessage()
+    message["Subject"] = "a test"
+    message.set_content(text)
+    if attachment is not None:
+        message.add_attachment(b"MZ", maintype="application", subtype="octet-stream", filename=attachment)
+    return message
+
+
+def test_every_example_is_tested() -> None:
+    tested = {"accept_some.py", "blocking_store.py", "embedded.py", "fastsmtp.toml", "print_mail.py"}
+    assert {path.name for path in EXAMPLES.iterdir() if path.name != "__pycache__"} == tested
+
+
+def test_print_mail_prints_envelope_and_message(tmp_path: Path) -> None:
+    with _run("print_mail.py", cwd=tmp_path) as example:
+        assert example.send(_mail(), "me@example.org", "you@example.com", "two@example.com") == {}
+        example.line(r"^from me@example.org to you@example.com, two@example.com, \d+ octets$")
+        example.line("^Subject: a test$")
+        example.line("^hello$")
+
+
+def test_accept_some_refuses_recipients_and_programs_and_keeps_the_rest(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    large = "x" * 70 + "\n"
+    with _run("accept_some.py", str(kept), cwd=tmp_path) as example:
+        refused = example.send(
+            _mail(), "me@example.org", "ann@example.com", "eve@example.com", "a@b.example", "Postmaster"
+        )
+        assert {address: reply[0] for address, reply in refused.items()} == {
+            "eve@example.com": 550,
+            "a@b.example": 550,
+        }
+        with pytest.raises(smtplib.SMTPDataError) as caught:
+            example.send(_mail(attachment="Run.EXE"), "me@example.org", "ann@example.com")
+        assert caught.value.smtp_code == 554
+        example.send(_mail(large * 20_000), "me@example.org", "ann@example.com")  # beyond the spill threshold
+    sizes = sorted(path.stat().st_size for path in kept.iterdir())
+    assert len(sizes) == 2
+    assert sizes[0] < 1000
+    assert sizes[1] > len(large) * 20_000
+
+
+def test_blocking_store_keeps_mail_in_sqlite(tmp_path: Path) -> None:
+    with _run("blocking_store.py", "mail.db", cwd=tmp_path) as example:
+        for number in range(3):
+            example.send(_mail(f"number {number}\n"), f"s{number}@example.org", "ann@example.com")
+    with contextlib.closing(sqlite3.connect(tmp_path / "mail.db")) as database:
+        rows = database.execute("SELECT mail_from, rcpt_tos, content FROM mail ORDER BY id").fetchall()
+    assert [row[:2] for row in rows] == [(f"s{n}@example.org", '["ann@example.com"]') for n in range(3)]
+    for number, row in enumerate(rows):
+        assert row[2].endswith(b"\r\n\r\nnumber %d\r\n" % number)
+
+
+def test_embedded_serves_beside_a_task(tmp_path: Path) -> None:
+    with _run("embedded.py", cwd=tmp_path) as example:
+        with smtplib.SMTP(example.host, example.port, timeout=DEADLINE) as client:
+            client.ehlo()
+            client.mail("me@example.org")
+            client.rcpt("you@example.com")
+            assert client.data(_mail().as_bytes(policy=SMTP)) == (250, b"2.0.0 OK: message 1")
+        example.line(r"^message 1: \d+ octets from me@example.org$")
+
+
+def test_the_configuration_passes_check_config(tmp_path: Path) -> None:
+    trustme = pytest.importorskip("trustme")
+    certificate = trustme.CA().issue_cert("mx.example.com")
+    certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
+    done = subprocess.run(
+        # What lies on a real machine only is set anew; flags win over the file.
+        [
+            *(sys.executable, "-m", "fastsmtp", "check-config", "--config", EXAMPLES / "fastsmtp.toml"),
+            *("--tls-certificate", tmp_path / "both.pem", "--tls-key", tmp_path / "both.pem"),
+            *("--spill-directory", tmp_path),
+        ],
+        env={key: value for key, value in os.environ.items() if not key.startswith("FASTSMTP_")},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert 'deliver = "maildir:/srv/mail/{domain}/{local}"' in done.stdout
+
+
+def _code_blocks(path: Path) -> Iterator[tuple[int, str]]:
+    text = path.read_text(encoding="utf-8")
+    for block in re.finditer(r"^( *)```python\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL):
+        code = re.sub(f"^{block[1]}", "", block[2], flags=re.MULTILINE)
+        yield text.count("\n", 0, block.start(2)), code
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_python_in_the_documents_compiles(path: Path) -> None:
+    for line, code in _code_blocks(path):
+        compile(
+            "\n" * line + code,  # so that an error tells the line of the document
+            str(path),
+            "exec",
+            flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
+            dont_inherit=True,
+        )
+
+
+def _anchors(path: Path) -> set[str]:
+    """The fragments of a document, made of its headings as GitHub does."""
+    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ +(.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_in_the_documents_lead_somewhere(path: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, fragment = target.partition("#")
+        file = (path.parent / name).resolve() if name else path
+        if not file.exists() or (fragment and file.suffix == ".md" and fragment not in _anchors(file)):
+            broken.append(target)
+    assert broken == []
+
+
+def test_alert_rules_name_real_series() -> None:
+    rules = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    series = set(re.findall(r"`(fastsmtp_\w+)`", (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")))
+    expressions = re.findall(r"^ *expr: (.*)$", rules, re.MULTILINE)
+    assert len(expressions) >= 4
+    used = {name for line in expressions for name in re.findall(r"fastsmtp_\w+", line)}
+    assert used
+    assert used <= series
