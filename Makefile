@@ -46,7 +46,7 @@ format: .venv/linted-with
 	$(BIN)/ruff format .
 
 # A copy of the tree is built with AddressSanitizer and UndefinedBehaviorSanitizer, and runs the tests of the core.
-SANITIZED_TESTS := tests/test_core.py tests/test_dialogue.py tests/test_property.py tests/test_smuggling.py tests/test_connection.py
+SANITIZED_TESTS := tests/test_engine.py tests/test_dialogue.py tests/test_property.py tests/test_smuggling.py tests/test_connection.py
 SANITIZERS = $$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)
 sanitize: .venv/tested-with
 	$(call copy_tree,build/sanitize)

@@ -254,9 +254,13 @@ class Client:
 
 
 def stuffed(content: bytes) -> bytes:
-    """``content``, which is empty or ends in CRLF, as it goes over the wire."""
-    dots = re.sub(rb"^\.", b"..", content, flags=re.M)
-    return dots + b".\r\n"
+    """``content``, which is empty or ends in CRLF, as it goes over the wire, with the final dot."""
+    return open_ended(content) + b".\r\n"
+
+
+def open_ended(content: bytes) -> bytes:
+    """As ``stuffed``, without the final dot: more may follow."""
+    return re.sub(rb"^\.", b"..", content, flags=re.M)
 
 
 def unstuffed(wire: bytes) -> bytes:

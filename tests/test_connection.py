@@ -4,12 +4,15 @@ import asyncio
 import smtplib
 import socket
 import subprocess
+import threading
+from pathlib import Path
 from shutil import which
 
 import pytest
 from dialogs import Dialog, Reply, load_all
+from disks import open_files, small_disk
 from oracle import Limits, oracle
-from script import HOSTNAME
+from script import HOSTNAME, every
 from servers import CONTENT, MAIL, Client, Keeps, counted, on_both_loops, port_of, serve, summary, until
 from wires import TO_DATA
 
@@ -112,7 +115,9 @@ async def test_a_dialog_that_the_client_sends_without_waiting(dialog: Dialog, wa
     async with await serve(handler, **dialog.settings) as server:
         with await Client.connect(server) as client:
             try:
-                for piece in dialog.wire.splitlines(keepends=True) if way == "line by line" else [dialog.wire]:
+                for piece in (
+                    dialog.wire.splitlines(keepends=True) if way == "line by line" else [dialog.wire]
+                ):
                     await client.send(piece)
                 client.half_close()
             except OSError:
@@ -153,7 +158,9 @@ async def test_smtplib_is_a_client() -> None:
 
     def send(port: int) -> None:
         with smtplib.SMTP("127.0.0.1", port, timeout=10) as client:
-            assert client.sendmail("a@b.example", ["c@d.example", "e@f.example"], "Subject: 1\n\n.dot\n") == {}
+            assert (
+                client.sendmail("a@b.example", ["c@d.example", "e@f.example"], "Subject: 1\n\n.dot\n") == {}
+            )
             client.sendmail("", ["c@d.example"], b"x" * 300_000 + b"\r\n", ["BODY=8BITMIME"])
             assert client.has_extn("PIPELINING")
             assert client.verify("c@d.example")[0] == 252
@@ -195,12 +202,17 @@ async def test_a_unix_socket_and_ipv6_are_served_too(tmp_path: Path) -> None:
     listen = [f"unix:{tmp_path}/smtp.sock", *(["[::1]:0"] if socket.has_ipv6 else [])]
     async with await serve(Handler(), listen=listen) as server:
         for family, address in zip((socket.AF_UNIX, socket.AF_INET6), server.addresses, strict=False):
-            where = f"{tmp_path}/smtp.sock" if family == socket.AF_UNIX else ("::1", int(address.split("]:")[1]))
+            where = (
+                f"{tmp_path}/smtp.sock" if family == socket.AF_UNIX else ("::1", int(address.split("]:")[1]))
+            )
             with socket.socket(family) as sock:
                 sock.setblocking(False)
                 await asyncio.get_running_loop().sock_connect(sock, where)
                 client = Client(sock)
-                assert [(await client.reply()).code, (await client.ask(b"HELO c.example\r\n")).code] == [220, 250]
+                assert [(await client.reply()).code, (await client.ask(b"HELO c.example\r\n")).code] == [
+                    220,
+                    250,
+                ]
     assert not peers[0]  # a client on a unix socket has no address
     assert len(peers) == 1 or peers[1][0] == "::1"  # type: ignore[index]
 
@@ -223,7 +235,9 @@ async def test_a_client_that_goes_away_while_a_hook_runs_leaves_the_hook_to_fini
         with await Client.connect(server) as client:
             await client.send(MAIL)
             await until(lambda: done)
-            client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # ends with RST
+            client.socket.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"
+            )  # ends with RST
         await until(lambda: server.connections == 0)
         go.set()
         await until(lambda: len(done) == 2)
@@ -257,11 +271,12 @@ async def test_a_hook_is_heard_to_its_end_though_an_async_disconnect_hook_ran_me
 @on_both_loops
 async def test_a_client_that_goes_away_in_the_middle_of_a_message_leaves_nothing() -> None:
     async with await serve(Keeps(), spill_threshold=100_000) as server:
-        for content in (b"", b"text", b"x" * 90_000, b"x" * 900_000):
+        for size in (0, 4, 90_000, 900_000):
+            before = counted(server, "received_bytes_total") + len(HELLO + TO_DATA) + size
             with await Client.greeted(server) as client:
-                await client.send(TO_DATA + content)
+                await client.send(TO_DATA + b"x" * size)
                 assert await client.codes(3) == [250, 250, 354]
-                await until(lambda: counted(server, "received_bytes_total") >= len(content))
+                await until(lambda: counted(server, "received_bytes_total") == before)  # noqa: B023
             await until(lambda: server.connections == 0)
         assert counted(server, "messages_total", "aborted") == 4
         assert counted(server, "buffered_bytes") == 0
@@ -290,7 +305,9 @@ async def test_a_client_that_shuts_its_sending_side_gets_its_replies_though_it_r
     go = asyncio.Event()
 
     class Handler(Keeps):
-        async def handle_VRFY(self, server: object, session: Session, envelope: Envelope, address: str) -> str:
+        async def handle_VRFY(
+            self, server: object, session: Session, envelope: Envelope, address: str
+        ) -> str:
             await go.wait()
             return "252 2.0.0 Perhaps"
 
@@ -326,7 +343,9 @@ async def test_what_comes_while_a_hook_waits_is_kept_and_answered_in_order() -> 
     handler = Handler()
     async with await serve(handler) as server:
         with await Client.greeted(server) as client:
-            await client.send(b"MAIL FROM:<a@b.example>\r\nRCPT TO:<1@d.example>\r\nRCPT TO:<2@d.example>\r\nRCP")
+            await client.send(
+                b"MAIL FROM:<a@b.example>\r\nRCPT TO:<1@d.example>\r\nRCPT TO:<2@d.example>\r\nRCP"
+            )
             assert (await client.reply()).enhanced == "2.1.0"
             before = counted(server, "received_bytes_total")
             await client.send(b"T TO:<3@d.example>\r\nDATA\r\n..te")
@@ -366,7 +385,9 @@ async def test_a_slow_hook_stops_the_reading_so_that_the_client_must_wait() -> N
     go = asyncio.Event()
 
     class Handler(Keeps):
-        async def handle_VRFY(self, server: object, session: Session, envelope: Envelope, address: str) -> str:
+        async def handle_VRFY(
+            self, server: object, session: Session, envelope: Envelope, address: str
+        ) -> str:
             await go.wait()
             return "252 2.0.0 Perhaps"
 
@@ -400,7 +421,10 @@ async def test_a_client_that_never_reads_holds_little_memory_and_disturbs_nobody
     async with await serve(Keeps()) as server:
         server.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
         server.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
-        with await Client.greeted(server, receive_buffer=16384) as client, await Client.greeted(server) as other:
+        with (
+            await Client.greeted(server, receive_buffer=16384) as client,
+            await Client.greeted(server) as other,
+        ):
             connections = list(server._engine.live)
             client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
             sent = steady = unsent = 0
@@ -445,23 +469,24 @@ async def test_messages_of_any_size_come_whole() -> None:
 @on_both_loops
 async def test_many_large_messages_at_once_are_not_mixed_up() -> None:
     handler = Keeps()
+    contents = [b"%d\r\n" % (1000 + number) * (20_000 * number) for number in range(1, 13)]
     async with await serve(handler, spill_threshold=300_000) as server:
 
-        async def send(number: int) -> list[int]:
+        async def send(content: bytes) -> list[int]:
             with await Client.greeted(server) as client:
-                line = b"%d " % number * 20 + b"\r\n"
                 await client.send(TO_DATA)
                 assert await client.codes(3) == [250, 250, 354]
-                for _ in range(10):
-                    await client.send(line * (200 * number))
+                for piece in every(content, len(content) // 10 + 1):
+                    await client.send(piece)
+                    await asyncio.sleep(0)
                 await client.send(b".\r\n")
                 return await client.codes(1)
 
-        assert await asyncio.gather(*map(send, range(1, 13))) == [[250]] * 12
-        assert {content.split(b" ")[0]: len(set(content.split())) for content in keep_everything(handler)} == {
-            b"%d" % number: 1 for number in range(1, 13)
-        }
-        assert counted(server, "spilled_messages_total") == sum(1 for n in range(1, 13) if 2000 * n * 62 > 300_000)
+        assert await asyncio.gather(*map(send, contents)) == [[250]] * 12
+        assert sorted(keep_everything(handler)) == contents
+        assert counted(server, "spilled_messages_total") == sum(
+            len(content) > 300_000 for content in contents
+        )
         assert counted(server, "buffered_bytes") == 0
 
 
@@ -518,29 +543,28 @@ async def test_a_vanished_spill_folder_defers_large_messages_and_no_others(
 async def test_the_memory_budget_defers_messages_until_there_is_room_again() -> None:
     handler = Keeps()
     async with await serve(handler, memory_budget="1MiB", spill_threshold="1MiB") as server:
-        with (
-            await Client.greeted(server) as first,
-            await Client.greeted(server) as second,
-            await Client.greeted(server) as third,
-        ):
-            for client in (first, second):
-                await client.send(TO_DATA)
-                assert await client.codes(3) == [250, 250, 354]
-                await client.send(LARGE * 300)
-            await until(lambda: counted(server, "buffered_bytes") >= 600_000)
-            await third.send(TO_DATA)
-            assert await third.codes(3) == [250, 250, 354]
+        clients = [await Client.greeted(server) for _ in range(4)]
+        first, second, third, fourth = clients
+        for client in (first, second, third):
+            await client.send(TO_DATA)
+            assert await client.codes(3) == [250, 250, 354]
+        for client in (first, second):
             before = counted(server, "received_bytes_total")
-            await third.send(LARGE * 700)
-            await until(lambda: counted(server, "received_bytes_total") == before + len(LARGE) * 700)
-            assert (await third.says(b".\r\n")).startswith("452 4.3.1")
-            assert (await first.ask(b".\r\n")).code == 250
-            assert (await second.ask(b".\r\n")).code == 250
-            await third.send(TO_DATA + LARGE * 300 + b".\r\n")
-            assert await third.codes(4) == [250, 250, 354, 250]
-        assert keep_everything(handler) == [LARGE * 300] * 3
+            await client.send(LARGE * 400)
+            await until(lambda: counted(server, "received_bytes_total") == before + len(LARGE) * 400)  # noqa: B023
+        await third.send(LARGE * 700)
+        assert (await third.says(b".\r\n")).startswith("452 4.3.1")
+        assert (await fourth.says(b"MAIL FROM:<>\r\n")).startswith("452 4.3.1")
+        assert (await first.ask(b".\r\n")).code == 250
+        assert (await second.ask(b".\r\n")).code == 250
+        for client in (third, fourth):
+            await client.send(TO_DATA + LARGE * 400 + b".\r\n")
+            assert await client.codes(4) == [250, 250, 354, 250]
+        assert keep_everything(handler) == [LARGE * 400] * 4
         assert counted(server, "buffered_bytes") == 0
         assert counted(server, "messages_total", "deferred") == 1
+        for client in clients:
+            client.socket.close()
 
 
 # --- leaving ------------------------------------------------------------------------------------------------
@@ -571,7 +595,9 @@ async def test_draining_refuses_the_next_command_and_finishes_the_message() -> N
             draining = asyncio.ensure_future(server.drain(10))
             await asyncio.sleep(0)
             assert await is_refused(port)
-            assert [(reply.code, reply.enhanced) for reply in await said(speaks, b"NOOP\r\n")] == [(421, "4.3.2")]
+            assert [(reply.code, reply.enhanced) for reply in await said(speaks, b"NOOP\r\n")] == [
+                (421, "4.3.2")
+            ]
             assert [reply.code for reply in await said(quits, b"QUIT\r\n")] == [221]
             assert (await sends.ask(b"xt\r\n.\r\n")).code == 250
             assert [reply.enhanced for reply in await said(sends, b"MAIL FROM:<>\r\n")] == ["4.3.2"]
@@ -629,15 +655,7 @@ async def test_draining_ends_at_its_deadline() -> None:
 
 @on_both_loops
 async def test_closing_tells_everybody_and_may_be_done_twice() -> None:
-    class Handler(Keeps):
-        gone = 0
-
-        @blocking
-        def handle_DISCONNECT(self, server: object, session: Session, envelope: Envelope) -> None:
-            self.gone += 1
-
-    handler = Handler()
-    async with await serve(handler) as server:
+    async with await serve(Keeps()) as server:
         port = port_of(server)
         with await Client.greeted(server) as first, await Client.greeted(server) as second:
             await second.send(TO_DATA)
@@ -647,7 +665,35 @@ async def test_closing_tells_everybody_and_may_be_done_twice() -> None:
             assert [reply.enhanced for reply in await second.rest()] == ["4.3.2"]
         assert server.connections == 0
         assert await is_refused(port)
-    await until(lambda: handler.gone == 2)
+
+
+@pytest.mark.parametrize("kind", ["plain", "async", "blocking"])
+@on_both_loops
+async def test_closing_lets_the_disconnect_hook_of_every_connection_run(kind: str) -> None:
+    gone = []
+
+    class Plain(Keeps):
+        def handle_DISCONNECT(self, server: object, session: Session, envelope: Envelope) -> None:
+            gone.append(session.host_name)
+
+    class Async(Keeps):
+        async def handle_DISCONNECT(self, server: object, session: Session, envelope: Envelope) -> None:
+            await asyncio.sleep(0)
+            gone.append(session.host_name)
+
+    class Blocking(Keeps):
+        @blocking
+        def handle_DISCONNECT(self, server: object, session: Session, envelope: Envelope) -> None:
+            gone.append(session.host_name)
+
+    handler = {"plain": Plain, "async": Async, "blocking": Blocking}[kind]
+    async with await serve(handler(), blocking_threads=1) as server:
+        clients = [await Client.greeted(server, b"HELO %d.example\r\n" % number) for number in range(5)]
+        await server.close()
+        for client in clients:
+            assert [reply.enhanced for reply in await client.rest()] == ["4.3.2"]
+            client.socket.close()
+    await until(lambda: len(gone) == 5, f"hooks that ran: {gone}")
 
 
 @on_both_loops
