@@ -65,7 +65,7 @@ coverage: .venv/tested-with
 define copy_tree
 rm -rf $(1)
 mkdir -p $(1)
-cp -R setup.py pyproject.toml README.md LICENSE Makefile ARCHITECTURE.md fastsmtp src_ext tests docs examples benchmarks $(1)
+cp -R setup.py pyproject.toml *.md LICENSE Makefile fastsmtp src_ext tests docs examples benchmarks $(1)
 rm -f $(1)/fastsmtp/*.so $(1)/src_ext/fastsmtp/_*.c
 endef
 

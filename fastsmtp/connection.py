@@ -18,8 +18,9 @@ from typing import Any, cast
 from fastsmtp._core import Dialogue
 from fastsmtp._engine import ASKS, STAGES, Block, Engine, index
 from fastsmtp.body import Body, Spill
+from fastsmtp.envelope import Envelope
 from fastsmtp.errors import SMTPError
-from fastsmtp.hooks import Plan
+from fastsmtp.hooks import Call, Plan
 from fastsmtp.replies import NotAReply, from_error, from_lines, from_status
 
 log = logging.getLogger("fastsmtp")
@@ -108,6 +109,8 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         call = self._site.plan.disconnect
         if call is not None:
             self.know_peer()
+            if self.envelope is None:
+                self.envelope = Envelope()
             try:
                 result = call(self, None, None)
                 if asyncio.iscoroutine(result) or asyncio.isfuture(result):
@@ -241,6 +244,17 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         self.transport = secured
         self._paused = False
         self.secured(secured.get_extra_info("ssl_object"), secured.write)
+        if site.plan.starttls is not None and not self._accepts_tls(site.plan.starttls):
+            self.distrust()
+
+    def _accepts_tls(self, call: Call) -> bool:
+        if self.envelope is None:
+            self.envelope = Envelope()
+        try:
+            return bool(call(self, None, None))
+        except Exception as error:
+            self._complain("handle_STARTTLS", error, STAGES.index("connect"))
+            return False
 
     # --- answers --------------------------------------------------------------------------------------------
 
@@ -252,7 +266,8 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         self._pending = None
         kind = self.asked
         if future.cancelled():
-            reply = self._failure(kind, asyncio.CancelledError("the hook was cancelled"))
+            log.warning("handle_%s was cancelled", ASKS[kind])
+            reply = self.engine.book["HANDLER_FAILED"]
         elif (error := future.exception()) is not None:
             reply = self._failure(kind, error)
         else:

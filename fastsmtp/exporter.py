@@ -53,7 +53,7 @@ class _Handler(MetricsHandler):
         if path == "/metrics":
             super().do_GET()
         elif path == "/healthz":
-            up = self.block.any_up
+            up = self.block.accepts
             self._answer(200 if up else 503, "ok" if up else "no worker takes connections")
         else:
             self._answer(404, "not found: there are /metrics and /healthz")

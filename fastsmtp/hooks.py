@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import warnings
 from collections.abc import Callable
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast
 
 from fastsmtp._engine import ASKS, HOOKS
-from fastsmtp.errors import ConfigError
+from fastsmtp.errors import ConfigError, SMTPError
 
 if TYPE_CHECKING:
     from asyncio import Future
@@ -40,6 +41,10 @@ Call: TypeAlias = "Callable[[Caller, Any, Any], Any]"
 
 _NAMES = {f"handle_{name}": kind for kind, name in enumerate(ASKS) if name}
 _DISCONNECT = "handle_DISCONNECT"
+_STARTTLS = "handle_STARTTLS"
+_EXCEPTION = "handle_exception"
+_ALL = (*_NAMES, _DISCONNECT, _STARTTLS, _EXCEPTION)
+_NOT_OFFERED = frozenset({"handle_AUTH", "handle_PROXY", "handle_LHLO"})
 # Hooks that take one argument more than server, session and envelope; MAIL and RCPT take two.
 _ONE_ARGUMENT = frozenset({"handle_HELO", "handle_NOOP", "handle_VRFY"})
 _TWO_ARGUMENTS = frozenset({"handle_MAIL", "handle_RCPT"})
@@ -76,19 +81,22 @@ class Plan:
             try:
                 handler = handler()
             except Exception as error:
-                raise ConfigError(
-                    f"cannot make a {_name(handler)}: {describe(error)}"
-                ) from error
+                raise ConfigError(f"cannot make a {_name(handler)}: {describe(error)}") from error
         self.handler = handler
         self.calls: list[Call | None] = [None] * len(ASKS)
         self.disconnect: Call | None = None
+        self.starttls: Call | None = None
+        rescue = getattr(handler, _EXCEPTION, None)
         for name in dir(handler) if handler is not None else ():
-            if name.startswith("handle_") and name != "handle_exception":
-                self._add(name, getattr(handler, name))
+            hook = getattr(handler, name) if name.startswith("handle_") else None
+            if callable(hook) and name != _EXCEPTION:
+                self._add(name, hook, rescue)
         data = ASKS.index("DATA")
         if deliver is not None or discard:
             if self.calls[data] is not None:
-                raise ConfigError(f"{_name(handler)} has a handle_DATA, and there is a sink as well; remove one")
+                raise ConfigError(
+                    f"{_name(handler)} has a handle_DATA, and there is a sink as well; remove one"
+                )
             self.calls[data] = deliver
         elif self.calls[data] is None:
             raise ConfigError(
@@ -97,15 +105,18 @@ class Plan:
             )
         self.mask: int = sum(HOOKS[ASKS[kind]] for kind, call in enumerate(self.calls) if call is not None)
 
-    def _add(self, name: str, hook: Any) -> None:
-        if not callable(hook):
-            return
-        if name == _DISCONNECT:
+    def _add(self, name: str, hook: Callable[..., Any], rescue: Callable[..., Any] | None) -> None:
+        if name == _STARTTLS:
+            self.starttls = _adapt(name, hook)
+        elif name == _DISCONNECT:
             self.disconnect = _adapt(name, hook)
         elif name in _NAMES:
-            self.calls[_NAMES[name]] = _adapt(name, hook)
+            call = _adapt(name, hook)
+            self.calls[_NAMES[name]] = _rescued(call, rescue) if rescue is not None else call
+        elif name in _NOT_OFFERED:
+            raise ConfigError(f"{_name(self.handler)} has a {name}, but this server does not offer that")
         else:
-            near = get_close_matches(name, [*_NAMES, _DISCONNECT], n=1, cutoff=0.0)[0]
+            near = get_close_matches(name, _ALL, n=1, cutoff=0.0)[0]
             raise ConfigError(f'{_name(self.handler)}: no hook is called "{name}"; did you mean "{near}"?')
 
 
@@ -134,15 +145,50 @@ def _adapt(name: str, hook: Callable[..., Any]) -> Call:
 
 
 def _adapt_ehlo(hook: Callable[..., Any]) -> Call:
-    arguments = len(inspect.signature(hook).parameters)
-    if arguments == 4 and getattr(hook, "__self__", None) is not None:
-        raise ConfigError(
-            f"{hook.__qualname__} takes 4 arguments; handle_EHLO takes 5: "
-            "server, session, envelope, hostname, responses"
+    bound = getattr(hook, "__self__", None) is not None
+    arguments = len(inspect.signature(hook).parameters) + (0 if bound else -1)
+    if arguments == 4:
+        warnings.warn(
+            "Use the 5-argument handle_EHLO() hook instead of the 4-argument handle_EHLO() hook",
+            DeprecationWarning,
+            stacklevel=2,
         )
+        return _adapt_old_ehlo(hook)
     return lambda server, argument, options: hook(
         server, server.session, server.envelope, argument, server.ehlo_lines
     )
+
+
+def _adapt_old_ehlo(hook: Callable[..., Any]) -> Call:
+    """The 4-argument hook gives only the last line."""
+
+    async def call(server: Caller, argument: Any, options: Any) -> Any:
+        status = await _settled(hook(server, server.session, server.envelope, argument))
+        accepted = isinstance(status, str) and status.startswith("250")
+        return [*server.ehlo_lines[:-1], status] if accepted else status
+
+    return call
+
+
+def _rescued(call: Call, rescue: Callable[..., Any]) -> Call:
+    """A call whose exceptions become the status that ``handle_exception(error)`` returns, if it returns one."""
+
+    async def rescued(server: Caller, argument: Any, options: Any) -> Any:
+        try:
+            return await _settled(call(server, argument, options))
+        except SMTPError:
+            raise
+        except Exception as error:
+            status = await _settled(rescue(error))
+            if status is None:
+                raise
+            return status
+
+    return rescued
+
+
+async def _settled(result: Any) -> Any:
+    return await result if inspect.isawaitable(result) else result
 
 
 def load_handler(path: str) -> object:

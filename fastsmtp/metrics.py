@@ -57,7 +57,7 @@ HELP = {
 
 _WORD = 8
 _LINE = 128  # two cache lines: some processors fetch them in pairs
-_RESTARTS, _FIRST_UP = 0, 1  # words of the header
+_RESTARTS, _STOPPING, _FIRST_UP = 0, 1, 2  # words of the header
 
 
 class Block:
@@ -106,10 +106,14 @@ class Block:
         """Whether a worker on slot ``index`` takes connections."""
         return self._header[_FIRST_UP + index] == 1
 
+    def note_stopping(self) -> None:
+        """The server ends: workers that are up finish what they have, and take nothing new."""
+        self._header[_STOPPING] = 1
+
     @property
-    def any_up(self) -> bool:
+    def accepts(self) -> bool:
         """Whether at least one worker takes connections."""
-        return any(self.is_up(index) for index in range(self.slots))
+        return not self._header[_STOPPING] and any(self.is_up(index) for index in range(self.slots))
 
     @property
     def restarts(self) -> int:

@@ -49,6 +49,7 @@ _NATIVE = {
     "CONTENT_LINE": "554 5.6.0 Error: line too long in message content",
     "NEED_STARTTLS": "530 5.7.0 Must issue a STARTTLS command first",
     "TLS_ACTIVE": "503 5.5.1 Error: TLS already active",
+    "DISTRUSTED": "554 5.7.0 Command refused due to lack of security",
     "STARTTLS_INJECTION": "554 5.5.0 Error: octets after STARTTLS; closing connection",
     "TOO_MANY_ERRORS": "421 4.7.0 Error: too many errors; closing connection",
     "SHUTDOWN": "421 4.3.2 Service shutting down; closing connection",
@@ -104,11 +105,11 @@ def from_status(status: str | bytes, kind: int) -> bytes:
     text = status.decode("utf-8", "replace") if isinstance(status, bytes) else status
     lines = text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n").split("\n")
     code = lines[0][:3]
-    if not (len(code) == 3 and code.isascii() and code.isdigit() and "2" <= code[0] <= "5"):
-        raise NotAReply(f"{status!r} does not begin with a reply code")
+    if not (len(code) == 3 and code.isascii() and code.isdigit() and code[0] in "245"):
+        raise NotAReply(f"{status!r} does not begin with a reply code of 2yz, 4yz or 5yz")
     texts = [line[4:] if line[:3] == code and line[3:4] in ("", " ", "-") else line for line in lines]
     command = ASKS[kind]
-    if command not in ("CONNECT", "HELO", "EHLO") and code[0] != "3" and not _is_enhanced(texts[0], code[0]):
+    if command not in ("CONNECT", "HELO", "EHLO") and not _is_enhanced(texts[0], code[0]):
         enhanced = _ENHANCED.get((command, code[0]), f"{code[0]}.0.0")
         texts = [f"{enhanced} {line}".rstrip() for line in texts]
     return "".join(f"{line}\r\n" for line in _multiline(code, texts)).encode("utf-8", "surrogateescape")

@@ -332,6 +332,7 @@ class Supervisor:
     def _stop(self, patience: float) -> None:
         """Tells the workers to drain; kills who is still there after ``patience`` seconds."""
         self._stopping = True
+        self._block.note_stopping()
         self._rolling.clear()
         for place in self._places:
             place.due = inf

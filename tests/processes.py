@@ -86,7 +86,8 @@ class Server:
             reader.start()
         if ready:
             try:
-                found = self.expect(r"^fastsmtp listens on (.*) with \d+ workers?\n", "out")
+                found = self.expect(r"^fastsmtp listens on (.*) with (\d+) workers?\n", "out")
+                self.expect(r"worker \d+ \(pid \d+\) accepts\n", count=int(found[2]))  # the other pipe
                 self.expect(r"^mail goes to .*\n", "out")
                 self.addresses = found[1].split(", ")
                 if "--metrics" in arguments:

@@ -1,11 +1,13 @@
 """Other people's clients: what they put on the wire is what lies in the mailbox, octet for octet."""
 
+import asyncio
 import base64
+import contextlib
 import os
 import random
+import re
 import shutil
 import smtplib
-import socket
 import ssl
 import subprocess
 import threading
@@ -22,7 +24,6 @@ from processes import (
     Start,
     await_true,
     delivered,
-    dial,
     starter,
     unstuffed,
     without_trace,
@@ -52,63 +53,77 @@ def server(start: Start, mail: Path, tmp_path: Path) -> Server:
 
 
 class Tap:
-    """Stands between a client and a server, hands all on, and keeps what each client said."""
+    """Stands between clients and a server, hands all on, and keeps what each client said."""
 
     def __init__(self, address: str) -> None:
-        self._address = address
+        self.host = "127.0.0.1"
+        self.port = 0
+        self._target = address.rpartition(":")[::2]
         self._said: list[bytearray] = []
-        self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.host, self.port = self._listener.getsockname()
-        self._accepting = threading.Thread(target=self._accept)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._run(),))
+        self._listens = threading.Event()
+        self._stop = asyncio.Event()
+        self._under_way: set[asyncio.Task[None]] = set()
 
-    def _accept(self) -> None:
-        while True:
-            client, _ = self._listener.accept()
-            if self._closing:
-                client.close()
-                return
-            server = dial(self._address)
-            said = bytearray()
-            self._said.append(said)
-            for source, target, kept in ((client, server, said), (server, client, bytearray())):
-                thread = threading.Thread(target=self._pass_on, args=(source, target, kept))
-                self._threads.append(thread)
-                thread.start()
+    async def _run(self) -> None:
+        server = await asyncio.start_server(self._tap, self.host, 0)
+        self.port = server.sockets[0].getsockname()[1]
+        self._listens.set()
+        await self._stop.wait()
+        server.close()
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=PATIENCE)
 
-    def _pass_on(self, source: socket.socket, target: socket.socket, kept: bytearray) -> None:
-        try:
-            while data := source.recv(1 << 16):
-                kept += data
-                target.sendall(data)
-            target.shutdown(socket.SHUT_WR)
-        except OSError:  # one side left without ceremony
-            for sock in (source, target):
-                sock.close()
+    async def _tap(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._under_way.add(task)
+        host, port = self._target
+        from_server, to_server = await asyncio.open_connection(host, int(port))
+        said = bytearray()
+        self._said.append(said)
+
+        async def client_to_server() -> None:
+            while data := await from_client.read(1 << 16):
+                said.extend(data)
+                to_server.write(data)
+                await to_server.drain()
+            to_server.write_eof()
+
+        async def server_to_client() -> None:
+            while data := await from_server.read(1 << 16):
+                to_client.write(data)
+                await to_client.drain()
+
+        with contextlib.suppress(ConnectionError):  # smtp-source resets when it has said QUIT
+            await asyncio.gather(client_to_server(), server_to_client())
+        for writer in (to_client, to_server):
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+        self._under_way.discard(task)
 
     def contents(self) -> list[bytes]:
         """The content of each message that went through, as it was before dot-stuffing."""
         found = []
         for said in self._said:
             rest = bytes(said)
-            while (begin := rest.find(b"\r\nDATA\r\n")) >= 0:
-                end = rest.index(b"\r\n.\r\n", begin) + 5
-                found.append(unstuffed(rest[begin + 8 : end]))
+            while begin := re.search(rb"\r\ndata\r\n", rest, re.I):
+                end = rest.index(b"\r\n.\r\n", begin.end() - 2) + 5
+                found.append(unstuffed(rest[begin.end() : end]))
                 rest = rest[end - 2 :]
         return found
 
     def __enter__(self) -> Self:
-        self._closing = False
-        self._accepting.start()
+        self._thread.start()
+        assert self._listens.wait(PATIENCE)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._closing = True
-        socket.create_connection((self.host, self.port)).close()
-        self._accepting.join(PATIENCE)
-        for thread in self._threads:
-            thread.join(PATIENCE)
-        self._listener.close()
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(PATIENCE)
+        self._loop.close()
 
 
 def _tool(name: str) -> str:
@@ -185,7 +200,7 @@ def test_smtplib_meets_the_limit_of_size(start: Start, mail: Path) -> None:
     server = start("--deliver", f"maildir:{mail}", "--max-message-size", "1MiB")
     with smtplib.SMTP(*_place(server), timeout=PATIENCE) as client:
         with pytest.raises(smtplib.SMTPSenderRefused) as announced:  # MAIL with SIZE
-            client.sendmail("me@a.example", ["you@b.example"], "x" * (1 << 20))
+            client.sendmail("me@a.example", ["you@b.example"], "x" * ((1 << 20) + 1))
         assert announced.value.smtp_code == 552
         client.mail("me@a.example")
         client.rcpt("you@b.example")
@@ -286,10 +301,12 @@ def test_smtp_source_with_a_file_of_dots(server: Server, mail: Path, tmp_path: P
     smtp_source = _tool("smtp-source")
     text = _lines(20_000)
     (tmp_path / "message").write_text(text)
-    host, port = _place(server)
-    _run(smtp_source, "-s", "5", "-m", "50", "-r", "3", "-F", "message", f"inet:{host}:{port}", cwd=tmp_path)
-    found = delivered(mail)
-    assert [without_trace(message) for message in found] == [text.replace("\n", "\r\n").encode()] * 50
+    with Tap(server.addresses[0]) as tap:
+        place = f"inet:{tap.host}:{tap.port}"
+        _run(smtp_source, "-s", "5", "-m", "50", "-r", "3", "-F", "message", place, cwd=tmp_path)
+    _check(tap, mail, 50)
+    content = text.replace("\n", "\r\n").encode()
+    assert all(without_trace(message).startswith(content) for message in delivered(mail))
 
 
 # --- nodemailer ---------------------------------------------------------------------------------------------

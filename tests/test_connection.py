@@ -14,7 +14,7 @@ from disks import open_files, small_disk
 from oracle import Limits, oracle
 from script import HOSTNAME, every
 from servers import CONTENT, MAIL, Client, Keeps, counted, on_both_loops, port_of, serve, summary, until
-from wires import TO_DATA
+from wires import HELLO, TO_DATA
 
 from fastsmtp import ConfigError, Envelope, Session, blocking
 from fastsmtp.config import Config

@@ -160,9 +160,9 @@ def test_the_supervisors_own_series() -> None:
     assert [name for name in samples if name.startswith("fastsmtp_build_info{")]
     block.note_down(3)
     assert scrape(block)['fastsmtp_worker_up{worker="1"}'] == 0
-    assert block.any_up
+    assert block.accepts
     block.note_down(0)
-    assert not block.any_up
+    assert not block.accepts
 
 
 def test_the_age_of_a_heartbeat_is_that_of_the_process_that_is_worse_off() -> None:

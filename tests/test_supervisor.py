@@ -180,7 +180,7 @@ def script(options: dict[str, Any]) -> int:
     assert host_child.wait() == 7  # the end of the host's own children is not taken from it
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert signal.set_wakeup_fd(-1) == -1
-    assert not block.any_up
+    assert not block.accepts
     assert pipes() == []
     return status
 

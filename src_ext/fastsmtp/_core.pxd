@@ -38,10 +38,10 @@ cdef class Dialogue:
     cdef bint in_memory         # ... into the message's own memory
     # where the dialogue is
     cdef uint8_t state, phase, asking
-    cdef bint extended          # what the hello under way asks for
-    cdef bint last_cr, long_line, held_back, rcpt_tried, spoke, connected, transaction
+    cdef bint last_cr, long_line, held_back, distrusted, rcpt_tried, spoke, connected, transaction
     cdef unsigned errors, recipients
-    cdef object previous_name
+    cdef object previous_name       # what holds again if a hook refuses the hello
+    cdef bint previous_extended
     # monotonic seconds
     cdef readonly double asked_at
     cdef double last, transaction_began

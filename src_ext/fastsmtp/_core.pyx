@@ -181,11 +181,14 @@ cdef class Dialogue:
         session.host_name = None
         session.extended_smtp = False
         self.state = START
-        self.extended = False
         self.last = self.engine.now
         if self.phase == PHASE_SECURE:
             self.phase = PHASE_COMMAND
         self._end_transaction()
+
+    def distrust(self):
+        """What TLS told of the client is not enough: nothing but QUIT is done for it (RFC 3207 4.1)."""
+        self.distrusted = True
 
     @property
     def session(self):
@@ -453,6 +456,8 @@ cdef class Dialogue:
             engine.counters.bump(CONNECTIONS_REJECTED + REJECTED_DRAIN, 1)
             self._say(REPLY_SHUTDOWN)
             return self._close()
+        if self.distrusted and c.verb != VERB_QUIT:
+            return self._error(REPLY_DISTRUSTED)
         if engine.require_starttls and not CLEAR_VERBS >> <int>c.verb & 1 and not self._the_session().tls:
             return self._error(REPLY_NEED_STARTTLS)
         action = TABLE[<int>c.verb][self.state]
@@ -513,7 +518,8 @@ cdef class Dialogue:
         if c.length == 0 or c.length > 255:
             return self._error(REPLY_HELO_ARGUMENT)
         self.previous_name = session.host_name
-        self.extended = extended
+        self.previous_extended = session.extended_smtp
+        session.extended_smtp = extended
         session.host_name = self._text(c.argument, c.length)
         if self.engine.hooks & 1 << kind:
             return self._ask(kind, session.host_name, None)
@@ -634,6 +640,7 @@ cdef class Dialogue:
     # --- asks and answers -----------------------------------------------------------------------------------
 
     cdef int _ask(self, int kind, object argument, object options) except -1:
+        self._the_envelope()    # a hook always has one, as aiosmtpd's hooks do
         self.asking = kind
         self.asked_at = monotonic()
         reply = self.ask(kind, argument, options)
@@ -684,12 +691,11 @@ cdef class Dialogue:
         elif kind == ASK_EHLO or kind == ASK_HELO:
             session = self._the_session()
             if ok:
-                session.extended_smtp = self.extended
                 self.state = READY
                 self._end_transaction()
             else:   # "a refused EHLO keeps the state" (RFC 5321 4.1.4)
                 session.host_name = self.previous_name
-                self.extended = session.extended_smtp
+                session.extended_smtp = self.previous_extended
             self.previous_name = None
         elif kind == ASK_CONNECT:
             if ok:

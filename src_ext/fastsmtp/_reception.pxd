@@ -34,6 +34,7 @@ cdef class Reception:
     cdef int _save_rest(self, const char *p, size_t n) except -1
     cdef int _store(self, const char *p, size_t n) except -1
     cdef bint _room(self, size_t n) noexcept
+    cdef bint _too_large(self, size_t n) noexcept
     cdef int _spill_if_due(self) except -1
     cdef int _spill_memory(self) except -1
     cdef int _lose(self) except -1

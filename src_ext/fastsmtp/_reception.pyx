@@ -92,7 +92,7 @@ cdef class Reception:
             taken = content_feed(c, <uint8_t *>p, n, NULL, 0, 0, &stored)
         elif self.memory.data == NULL:
             taken = content_feed(c, <uint8_t *>p, n, <uint8_t *>p, 0, 1, &stored)
-            if self.ended() and self.spill is None and not c.too_big:
+            if self.ended() and self.spill is None and not c.too_big and not self._too_large(stored):
                 # The ordinary message: whole in one read, copied once.
                 if self.engine.hold(stored):
                     self.held = stored
@@ -169,13 +169,15 @@ cdef class Reception:
             return self.engine.take_memory(&self.memory, n + LEAST_ROOM)
         return self.engine.grow_memory(&self.memory, self.length + n)
 
-    cdef int _spill_if_due(self) except -1:
+    cdef bint _too_large(self, size_t n) noexcept:
+        """Whether n octets are too many to stay in memory."""
         cdef uint64_t threshold = self.engine.spill_threshold
-        if self.no_room or self.engine.open_spill is None or self.memory.data == NULL:
-            return 0
         if self.spill is not None:
             threshold = min(threshold, <uint64_t>SPILL_WRITE)
-        if self.length > threshold:
+        return n > threshold and self.engine.open_spill is not None
+
+    cdef int _spill_if_due(self) except -1:
+        if not self.no_room and self.memory.data != NULL and self._too_large(self.length):
             self._spill_memory()
         return 0
 
