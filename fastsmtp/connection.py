@@ -164,10 +164,9 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
             self.resume_reading()
 
     def failed(self, error: Exception) -> None:
+        # A full disk fails every message; one line a second says it.
         now = time.monotonic()
-        if (
-            now - self._site.last_complaint >= 1.0
-        ):  # a full disk fails every message: one line a second says it
+        if now - self._site.last_complaint >= 1.0:
             self._site.last_complaint = now
             log.error("cannot spill a message: %s: %s", type(error).__name__, error)
 
@@ -175,10 +174,10 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         call = self._site.plan.calls[kind]
         assert call is not None, ASKS[kind]
         self.know_peer()
-        if kind == _DATA:
-            assert self.envelope is not None
-            self.envelope.body = _body(argument)
         try:
+            if kind == _DATA:
+                assert self.envelope is not None
+                self.envelope.body = _body(argument)
             result = call(self, argument, options)
         except Exception as error:
             return self._failure(kind, error)

@@ -2,17 +2,21 @@
 
 import os
 import re
+import resource
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import trustme
 from processes import (
     PATIENCE,
     Client,
@@ -21,6 +25,7 @@ from processes import (
     Start,
     await_true,
     delivered,
+    dial,
     open_ended,
     starter,
     stuffed,
@@ -252,9 +257,11 @@ def test_kill_9_of_workers_under_load_loses_nothing_that_was_answered(start: Sta
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.001], ids=["burst", "millisecond-apart"])
-def test_400_connections_spread_over_4_workers(start: Start, pause: float) -> None:
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_400_connections_spread_over_4_workers(start: Start, loop: str, pause: float) -> None:
     server = start(
-        *("--workers", "4", "--handler", "who:Who", "--deliver", "discard:", "--metrics", "127.0.0.1:0")
+        *("--workers", "4", "--handler", "who:Who", "--deliver", "discard:", "--metrics", "127.0.0.1:0"),
+        *("--loop", loop),
     )
     host, port = server.addresses[0].split(":")
     with ExitStack() as stack:
@@ -276,12 +283,58 @@ def test_400_connections_spread_over_4_workers(start: Start, pause: float) -> No
                 clients.append(stack.enter_context(Client(sock)))
         assert all(client.reply().startswith("220 ") for client in clients)
         spread = Counter(client.who() for client in clients)
-        print(f"\n400 connections over 4 workers: {sorted(spread.values(), reverse=True)}")
+        print(f"\n400 connections over 4 workers ({loop}): {sorted(spread.values(), reverse=True)}")
         assert max(spread.values()) <= 200
         assert set(spread) == set(server.workers.values())
         assert server.metrics()["fastsmtp_connections_active"] == 400
     await_true(lambda: server.metrics()["fastsmtp_connections_active"] == 0, "all connections over")
     assert server.metrics()["fastsmtp_connections_total"] == 400
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_many_tls_handshakes_at_once_all_get_their_greeting(start: Start, tmp_path: Path, loop: str) -> None:
+    _certificate(tmp_path / "mx.pem")
+    server = start(
+        *("--listen", "tls:127.0.0.1:0", "--tls-certificate", "mx.pem", "--loop", loop),
+        *("--workers", "3", "--deliver", "discard:"),
+    )
+    trust = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+    with ExitStack() as stack:
+
+        def connect(_: int) -> str:
+            sock = stack.enter_context(dial(server.addresses[0].removeprefix("tls:")))
+            sock.settimeout(5)
+            try:
+                client = Client(trust.wrap_socket(sock, server_hostname="mx.example"))
+                stack.callback(client.close)
+                return client.reply()[:4]
+            except OSError as error:
+                return repr(error)
+
+        with ThreadPoolExecutor(20) as threads:
+            greetings = Counter(threads.map(connect, range(200)))
+    assert greetings == {"220 ": 200}
+    assert server.end() == 0
+
+
+def test_a_worker_without_free_descriptors_refuses_for_now_and_recovers(start: Start, mail: Path) -> None:
+    if sys.platform != "linux":
+        pytest.skip("only Linux sets the limits of another process")
+    server = start("--deliver", f"maildir:{mail}?trace=no", "--spill-threshold", "1000")
+    with server.connect() as client:
+        with ExitStack() as stack:
+            limits = resource.prlimit(server.workers[0], resource.RLIMIT_NOFILE)
+            resource.prlimit(server.workers[0], resource.RLIMIT_NOFILE, (40, limits[1]))
+            for _ in range(60):
+                stack.enter_context(Client(server.addresses[0]))
+            for size in (500, 2 * THRESHOLD):
+                assert client.send(_message(size))[:4] in ("451 ", "452 ")
+            assert delivered(mail) == []
+        await_true(lambda: client.send(_message(500)).startswith("250 "), "a message taken again")
+        with server.connect() as other:
+            assert other.send(_message(2 * THRESHOLD)).startswith("250 ")
+    assert sorted(map(len, delivered(mail))) == [500, 2 * THRESHOLD]
+    assert server.end() == 0
 
 
 def test_a_connection_is_taken_also_when_all_but_one_worker_hang(start: Start) -> None:
@@ -385,6 +438,81 @@ def test_a_second_signal_ends_now(start: Start, mail: Path, first: signal.Signal
     assert took < 3
     assert status == 0
     assert delivered(mail) == []
+    assert LOG_LINE.sub("", server.err) == ""
+
+
+def _certificate(path: Path) -> None:
+    """Writes a certificate with its key, and its authority's as ca.pem beside it."""
+    authority = trustme.CA()
+    authority.issue_cert("mx.example").private_key_and_cert_chain_pem.write_to_path(path)
+    authority.cert_pem.write_to_path(path.parent / "ca.pem")
+
+
+SLOW = """\
+import asyncio
+import os
+
+class Slow:
+    async def handle_DATA(self, server, session, envelope):
+        open("reached", "w").close()
+        while not os.path.exists("go"):
+            await asyncio.sleep(0.01)
+        open("kept", "wb").write(envelope.content)
+        return "250 2.0.0 kept"
+"""
+
+
+@pytest.mark.parametrize("group", [False, True], ids=["supervisor", "control-group"])
+def test_a_drain_waits_for_the_hook_that_has_the_message(start: Start, tmp_path: Path, group: bool) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    server = start("--workers", "2", "--handler", "slow:Slow")
+    message = _message(3000)
+    with server.connect() as client:
+        client.to_data()
+        client.sock.sendall(stuffed(message))
+        await_true((tmp_path / "reached").exists, "the message at the hook")
+        server.send(signal.SIGTERM, group=group)
+        await_true(lambda: _refused(server.addresses[0]), "the port closed")
+        (tmp_path / "go").touch()
+        assert client.reply() == "250 2.0.0 kept"
+        assert client.reply().startswith("421 4.3.2 ")
+    assert server.end(None) == 0
+    assert (tmp_path / "kept").read_bytes() == message
+    assert LOG_LINE.sub("", server.err) == ""
+
+
+def test_a_second_signal_does_not_wait_for_a_hook_nor_blame_it(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    server = start("--workers", "2", "--handler", "slow:Slow")
+    with server.connect() as client:
+        client.to_data()
+        client.sock.sendall(stuffed(_message(3000)))
+        await_true((tmp_path / "reached").exists, "the message at the hook")
+        server.send(signal.SIGTERM)
+        server.expect("SIGTERM: the workers drain")
+        server.send(signal.SIGTERM)
+        assert client.reply().startswith("421 4.3.2 ")
+        assert server.end(None) == 0
+    assert not (tmp_path / "kept").exists()
+    assert "ERROR" not in server.err
+    assert "Traceback" not in server.err
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_a_drain_does_not_wait_for_a_handshake_that_does_not_come(
+    start: Start, tmp_path: Path, loop: str
+) -> None:
+    _certificate(tmp_path / "mx.pem")
+    server = start(
+        *("--listen", "127.0.0.1:0", "--listen", "tls:127.0.0.1:0", "--tls-certificate", "mx.pem"),
+        *("--deliver", "discard:", "--loop", loop, "--drain-timeout", "8"),
+    )
+    with server.connect() as client, dial(server.addresses[1].removeprefix("tls:")):
+        assert client.say("EHLO client.example").startswith("250-")
+        assert client.say("STARTTLS").startswith("220 ")
+        began = time.monotonic()
+        assert server.end() == 0
+        assert time.monotonic() - began < 4
     assert LOG_LINE.sub("", server.err) == ""
 
 

@@ -1,6 +1,7 @@
 """Time: silent clients, slow clients, slow hooks, and clients that will not even read that their time is over."""
 
 import asyncio
+import contextlib
 import socket
 import threading
 import time
@@ -136,10 +137,8 @@ async def test_what_a_hook_that_was_given_up_says_later_is_heard_by_nobody(
             self, server: object, session: Session, envelope: Envelope, address: str
         ) -> str:
             while not go.is_set():
-                try:
+                with contextlib.suppress(asyncio.CancelledError):
                     await go.wait()
-                except asyncio.CancelledError:
-                    pass
             ended.append(address)
             if address == "raises":
                 raise ZeroDivisionError
