@@ -61,6 +61,7 @@ class Site:
         self.tls_timeout = tls_timeout
         self.on_connection = on_connection
         self.last_complaint = 0.0
+        self.goodbyes: set[asyncio.Future[Any]] = set()  # the loop itself keeps no task alive
 
 
 class Connection(Dialogue, asyncio.BufferedProtocol):
@@ -105,6 +106,8 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
             self._site.on_connection()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self.transport is None:
+            return
         self.disconnect()
         call = self._site.plan.disconnect
         if call is not None:
@@ -114,14 +117,16 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
             try:
                 result = call(self, None, None)
                 if asyncio.iscoroutine(result) or asyncio.isfuture(result):
-                    self._pending = asyncio.ensure_future(result, loop=self._site.loop)
-                    self._pending.add_done_callback(self._disconnected)
+                    # Not in _pending: a hook for the message may be under way and is heard to its end.
+                    future = asyncio.ensure_future(result, loop=self._site.loop)
+                    self._site.goodbyes.add(future)
+                    future.add_done_callback(self._disconnected)
             except Exception as error:
                 self._complain("handle_DISCONNECT", error, STAGES.index("disconnect"))
         self.transport = None
 
     def _disconnected(self, future: asyncio.Future[Any]) -> None:
-        self._pending = None
+        self._site.goodbyes.discard(future)
         if not future.cancelled() and (error := future.exception()) is not None:
             self._complain("handle_DISCONNECT", error, STAGES.index("disconnect"))
 
@@ -226,6 +231,7 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         site, transport = self._site, self.transport
         if site.tls is None or transport is None or transport.is_closing():
             return
+        secured: asyncio.Transport | None = None
         try:
             secured = await site.loop.start_tls(
                 transport, self, site.tls, server_side=True, ssl_handshake_timeout=site.tls_timeout
@@ -233,11 +239,12 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
             self.engine.counters.add(_TLS_FAILED)
             log.info("TLS handshake with %s failed: %s", self.session.peer, error)
-            transport.abort()
-            return
         finally:
             self._pending = None
-        if secured is None:  # the client went away meanwhile
+        if secured is None or self.closed:
+            # The loops do not always tell of the end of a connection in the midst of a handshake.
+            transport.abort()
+            site.loop.call_soon(self.connection_lost, None)
             return
         self.engine.counters.add(_TLS_OK)
         self.transport = secured

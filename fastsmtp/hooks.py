@@ -116,7 +116,8 @@ class Plan:
         elif name in _NOT_OFFERED:
             raise ConfigError(f"{_name(self.handler)} has a {name}, but this server does not offer that")
         else:
-            near = get_close_matches(name, _ALL, n=1, cutoff=0.0)[0]
+            names = {known.lower(): known for known in _ALL}
+            near = names[get_close_matches(name.lower(), names, n=1, cutoff=0.0)[0]]
             raise ConfigError(f'{_name(self.handler)}: no hook is called "{name}"; did you mean "{near}"?')
 
 
@@ -127,14 +128,14 @@ def _name(handler: object) -> str:
 
 def _adapt(name: str, hook: Callable[..., Any]) -> Call:
     """A hook as the connection calls it; the shapes are written out, as this is the way of every message."""
+    plain = hook
     if getattr(hook, "__fastsmtp_blocking__", False):
-        plain = hook
 
         def hook(server: Caller, *args: Any) -> Any:
             return server.in_thread(plain, server, *args)
 
     if name == "handle_EHLO":
-        return _adapt_ehlo(hook)
+        return _adapt_ehlo(hook, plain)
     if name in _TWO_ARGUMENTS:
         return lambda server, argument, options: hook(
             server, server.session, server.envelope, argument, options
@@ -144,10 +145,11 @@ def _adapt(name: str, hook: Callable[..., Any]) -> Call:
     return lambda server, argument, options: hook(server, server.session, server.envelope)
 
 
-def _adapt_ehlo(hook: Callable[..., Any]) -> Call:
-    bound = getattr(hook, "__self__", None) is not None
-    arguments = len(inspect.signature(hook).parameters) + (0 if bound else -1)
-    if arguments == 4:
+def _adapt_ehlo(hook: Callable[..., Any], plain: Callable[..., Any]) -> Call:
+    parameters = list(inspect.signature(plain).parameters)
+    if parameters[:1] == ["self"]:  # of a class that is only looked at
+        parameters.pop(0)
+    if len(parameters) == 4:
         warnings.warn(
             "Use the 5-argument handle_EHLO() hook instead of the 4-argument handle_EHLO() hook",
             DeprecationWarning,

@@ -109,9 +109,12 @@ def from_status(status: str | bytes, kind: int) -> bytes:
         raise NotAReply(f"{status!r} does not begin with a reply code of 2yz, 4yz or 5yz")
     texts = [line[4:] if line[:3] == code and line[3:4] in ("", " ", "-") else line for line in lines]
     command = ASKS[kind]
-    if command not in ("CONNECT", "HELO", "EHLO") and not _is_enhanced(texts[0], code[0]):
+    if command not in ("CONNECT", "HELO", "EHLO"):
         enhanced = _ENHANCED.get((command, code[0]), f"{code[0]}.0.0")
-        texts = [f"{enhanced} {line}".rstrip() for line in texts]
+        if _is_enhanced(texts[0], code[0]):
+            enhanced = texts[0].split(" ", 1)[0]
+        # On every line (RFC 2034 4).
+        texts = [text if _is_enhanced(text, code[0]) else f"{enhanced} {text}".rstrip() for text in texts]
     return "".join(f"{line}\r\n" for line in _multiline(code, texts)).encode("utf-8", "surrogateescape")
 
 

@@ -27,6 +27,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from types import FrameType
 from typing import NoReturn
@@ -42,6 +43,10 @@ END_NOW = signal.SIGQUIT
 
 # So often a replacement that died before it could accept is tried again.
 RETRIES = 5
+
+# What comes through a status pipe; a complaint must fit into the pipe as a whole.
+_READY = b"\0"
+_LONGEST_COMPLAINT = 2048
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 # A terminal sends SIGINT and SIGHUP to the whole process group: the supervisor passes on what they mean.
@@ -111,6 +116,7 @@ class _Child:
     leaving: bool = False  # was told to end
     deadline: float = inf  # when it is killed
     killed: bool = False
+    complaint: str = ""  # what it found wrong with its configuration
 
     def __str__(self) -> str:
         return f"{self.place.name} (pid {self.pid})"
@@ -166,11 +172,13 @@ class Supervisor:
         self._announced = False
         self._stopping = False
         self._failed = False
+        self._complaint = ""
 
     def run(self) -> int:
         """Forks, watches, and returns the exit status: 0 after an end on request in which no worker failed.
 
         To be called in the main thread while there is no other. Puts the signal handlers back that it found.
+        Raises the ``ConfigError`` of a worker that could not begin, if none could.
         """
         with self._pipes(), self._handlers():
             try:
@@ -182,6 +190,8 @@ class Supervisor:
                     self._roll()
                     self._announce()
                     if self._stopping and not self._children:
+                        if self._complaint and not self._announced:
+                            raise ConfigError(self._complaint)
                         return 1 if self._failed else 0
                     self._wait()
             finally:
@@ -220,15 +230,17 @@ class Supervisor:
                 self._rolling = list(self._workers)
 
     def _hear(self, child: _Child) -> None:
-        """Reads the status pipe of ``child``: a byte says that it is ready, EOF that it never will be."""
+        """Reads the status pipe of ``child``: that it is ready, or why it never will be; EOF tells no reason."""
         if child.status < 0:
             return
         try:
-            message = os.read(child.status, 1)
+            message = os.read(child.status, _LONGEST_COMPLAINT)
         except BlockingIOError:
             return
         self._close_status(child)
-        if message:
+        if message != _READY:
+            child.complaint = message.decode()
+        else:
             place = child.place
             child.since = time.monotonic()
             place.served = True
@@ -262,6 +274,9 @@ class Supervisor:
             if child.slot is not None:
                 self._block.note_down(child.slot)
             how += " before it could accept" if child.since == inf else ""
+            how += f": {child.complaint}" if child.complaint else ""
+            if child.slot is not None:
+                self._complaint = self._complaint or child.complaint
             self._act_on_death(child, f"{child} {how}", clean)
 
         if self._stopping and all(child.slot is None for child in self._children):
@@ -294,7 +309,10 @@ class Supervisor:
         if early:
             place.early += 1
             if not any(other.served for other in self._workers):
-                self._fail(f"{what}; no worker accepts, so the server ends")
+                if self._complaint:
+                    self._stop(self._timing.grace)  # run() raises it: that is the one line
+                else:
+                    self._fail(f"{what}; no worker accepts, so the server ends")
                 return
             if place.early > RETRIES:
                 place.given_up = True
@@ -433,6 +451,7 @@ class Supervisor:
         self, place: _Place, slot: int | None, status: int, report: int, mask: set[int]
     ) -> NoReturn:
         code = os.EX_SOFTWARE
+        ready, complain = _reporter(report)
         try:
             signal.set_wakeup_fd(-1)
             for number, action in _CHILD_ACTIONS.items():
@@ -447,12 +466,10 @@ class Supervisor:
                 code = 0
             else:
                 assert place.index is not None
-                context = WorkerContext(
-                    place.index, self._block.slot(slot), self._lifeline[0], _reporter(report)
-                )
+                context = WorkerContext(place.index, self._block.slot(slot), self._lifeline[0], ready)
                 code = int(self._run_worker(context)) & 0xFF
         except ConfigError as error:
-            log.error("%s: %s", place.name, error)
+            complain(str(error))
             code = os.EX_CONFIG
         except SystemExit as error:
             code = error.code & 0xFF if isinstance(error.code, int) else int(error.code is not None)
@@ -521,18 +538,21 @@ def _pipe() -> tuple[int, int]:
     return read, write
 
 
-def _reporter(report: int) -> Callable[[], None]:
-    """The ``ready`` of a worker: one byte, then the pipe is closed; nothing the second time."""
+def _reporter(report: int) -> tuple[Callable[[], None], Callable[[str], None]]:
+    """How a worker tells that it is ready, or why it never will be; only the first word counts."""
     pipes = [report]
 
-    def ready() -> None:
+    def tell(message: bytes) -> None:
         while pipes:
             pipe = pipes.pop()
             with contextlib.suppress(BrokenPipeError):  # the supervisor is gone: the lifeline tells
-                os.write(pipe, b"R")
+                os.write(pipe, message)
             os.close(pipe)
 
-    return ready
+    def complain(text: str) -> None:
+        tell(text.encode("utf-8", "backslashreplace")[:_LONGEST_COMPLAINT])
+
+    return partial(tell, _READY), complain
 
 
 def _describe(status: int) -> tuple[str, bool]:

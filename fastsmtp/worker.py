@@ -39,9 +39,17 @@ log = logging.getLogger("fastsmtp")
 # How long a worker that holds more than its share leaves new connections to the others. Long enough that
 # pausing costs little (0.1 ms each time), short enough that nobody notices when the others are busy too.
 _REST = 0.01
+# asyncio's own loop takes the backlog for how many connections to accept in one turn: a burst would all be one
+# worker's.
+_ACCEPTS = 16
+
 # While draining: how often to look, and how long a client may stay silent between messages before it is told.
 _DRAIN_STEP = 0.05
 _DRAIN_SILENCE = 1.0
+
+# At the end: turns of the loop that closed transports get to go, and seconds that handle_DISCONNECT hooks get.
+_TURNS_TO_GO = 10
+_GOODBYES = 1.0
 
 _FIRST = asyncio.FIRST_COMPLETED
 
@@ -146,16 +154,22 @@ class Worker:
             server = await self._loop.create_server(
                 partial(Connection, self._engine, self._site, listener.tls),
                 sock=listener.socket.dup(),
-                backlog=self._config.backlog,
+                backlog=_ACCEPTS,
                 ssl=self._tls if listener.tls else None,
                 ssl_handshake_timeout=self._config.tls_handshake_timeout if listener.tls else None,
             )
+            listener.socket.listen(
+                self._config.backlog
+            )  # the real one; it holds for all who share the socket
             self._servers.append(server)
 
     def _stop_accepting(self) -> None:
         servers, self._servers = self._servers, []
         for server in servers:
-            server.close()
+            # asyncio attaches what it has accepted in a task; a server that is closed before that loses it.
+            for sock in server.sockets:
+                self._loop.remove_reader(sock.fileno())
+            self._loop.call_soon(server.close)
 
     def _share(self) -> None:
         """Called at each connection: one that takes more than its share rests for a moment.
@@ -235,18 +249,27 @@ class Worker:
     async def close(self) -> None:
         """Stops accepting and ends all connections at once: each is told 421 4.3.2."""
         self._leave()
-        for dialogue in list(self._engine.live):
+        if self._sink is not None:
+            # A message that the sink has may be safe already: its client shall hear of it.
+            for dialogue in [dialogue for dialogue in self._engine.live if not dialogue.asked]:
+                dialogue.shut_down()
+            await self._sink.close()
+            await asyncio.sleep(0)
+        rest = list(self._engine.live)
+        for dialogue in rest:
             dialogue.shut_down()
         await asyncio.sleep(0)  # what was closed gets its turn to go
-        for dialogue in list(self._engine.live):
+        for dialogue in rest:
             cast("Connection", dialogue).abort()
-        await asyncio.sleep(0)
+        for _ in range(_TURNS_TO_GO):
+            if self._engine.live:
+                await asyncio.sleep(0)
+        if self._site.goodbyes:
+            await asyncio.wait(self._site.goodbyes, timeout=_GOODBYES)
         if self._ticking is not None:
             self._ticking.cancel()
         if self._resting is not None:
             self._resting.cancel()
-        if self._sink is not None:
-            await self._sink.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._closed.set()
 

@@ -121,7 +121,10 @@ def test_a_message_beyond_the_budget_is_refused_at_its_end_and_the_next_one_take
     first, second = at_data(engine), at_data(engine)
     first.feed(b"x" * 600_000)
     second.feed(b"y" * 600_000 + b"\r\n.\r\nNOOP\r\n")
-    assert [(reply.code, reply.enhanced) for reply in second.replies()[-2:]] == [(452, "4.3.1"), (250, "2.0.0")]
+    assert [(reply.code, reply.enhanced) for reply in second.replies()[-2:]] == [
+        (452, "4.3.1"),
+        (250, "2.0.0"),
+    ]
     assert count(engine, "messages_total", "deferred") == 1
     first.feed(b"\r\n.\r\n")
     assert last(first) == "250 2.0.0"
@@ -214,7 +217,10 @@ def test_a_hook_that_takes_too_long_is_answered_for() -> None:
     assert script.asked
     assert engine.tick(script.asked_at + 5.5) == [(script, "handler")]
     script.expire("handler")
-    assert [(reply.code, reply.enhanced) for reply in script.replies()[-2:]] == [(451, "4.4.5"), (250, "2.0.0")]
+    assert [(reply.code, reply.enhanced) for reply in script.replies()[-2:]] == [
+        (451, "4.4.5"),
+        (250, "2.0.0"),
+    ]
 
 
 # --- leaving ------------------------------------------------------------------------------------------------
@@ -255,7 +261,9 @@ def test_shut_down_tells_once() -> None:
 
 def test_nothing_but_what_leads_to_tls_is_allowed_before_it() -> None:
     script = Script(make_engine(starttls=True, require_starttls=True))
-    script.feed(b"NOOP\r\nEHLO c.example\r\nHELO c.example\r\nMAIL FROM:<a@b.example>\r\nRSET\r\nVRFY x\r\nFOO\r\n")
+    script.feed(
+        b"NOOP\r\nEHLO c.example\r\nHELO c.example\r\nMAIL FROM:<a@b.example>\r\nRSET\r\nVRFY x\r\nFOO\r\n"
+    )
     assert [reply.code for reply in script.replies()[1:]] == [250, 250, 530, 530, 530, 530, 500]
     script.feed(b"STARTTLS\r\n")
     assert last(script) == "220 2.0.0"

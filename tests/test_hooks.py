@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -368,6 +369,52 @@ async def test_an_ehlo_hook_may_take_the_rest_of_its_arguments_together() -> Non
             assert (await client.ask(b"EHLO c.example\r\n")).lines[0] == "250-hello c.example"
 
 
+@pytest.mark.parametrize("kind", ["plain", "async", "blocking"])
+@on_both_loops
+async def test_an_ehlo_hook_of_four_arguments_gives_the_last_line(kind: str) -> None:
+    class Plain(Keeps):
+        def handle_EHLO(self, server: object, session: Session, envelope: Envelope, hostname: str) -> str:
+            return "250 MINE"
+
+    class Async(Keeps):
+        async def handle_EHLO(
+            self, server: object, session: Session, envelope: Envelope, hostname: str
+        ) -> str:
+            return "250 MINE"
+
+    class Blocking(Keeps):
+        @blocking
+        def handle_EHLO(self, server: object, session: Session, envelope: Envelope, hostname: str) -> str:
+            return "250 MINE"
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        server = await serve({"plain": Plain, "async": Async, "blocking": Blocking}[kind]())
+    async with server:
+        assert [warning.category for warning in caught] == [DeprecationWarning]
+        with await Client.greeted(server, b"") as client:
+            lines = (await client.ask(b"EHLO c.example\r\n")).lines
+            assert lines[0] == f"250-{HOSTNAME}"
+            assert "250-PIPELINING" in lines
+            assert lines[-1] == "250 MINE"
+
+
+@on_both_loops
+async def test_hooks_may_be_static_or_given_to_the_object() -> None:
+    class Handler(Keeps):
+        @staticmethod
+        def handle_EHLO(
+            server: object, session: Session, envelope: Envelope, hostname: str, responses: list[str]
+        ) -> list[str]:
+            return responses
+
+    handler: Any = Handler()
+    handler.handle_VRFY = lambda server, session, envelope, address: f"252 2.0.0 {address}"
+    async with await serve(handler) as server:
+        with await Client.greeted(server) as client:
+            assert await client.says(b"VRFY x\r\n") == "252 2.0.0 x"
+
+
 # --- what hooks raise ---------------------------------------------------------------------------------------
 
 
@@ -425,6 +472,27 @@ async def test_any_other_exception_is_a_local_error_and_one_line_in_the_log(
 @on_both_loops
 async def test_an_smtp_error_that_is_no_refusal(caplog: pytest.LogCaptureFixture, error: SMTPError) -> None:
     await the_answer_is("DATA", error, "250 2.0.0" if error.code == 250 else FAILED)
+
+
+@each_kind
+@on_both_loops
+async def test_a_handler_may_make_replies_of_exceptions_itself(
+    caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    recorder = Recorder(NOOP=ZeroDivisionError(), VRFY=KeyError(), RSET=SMTPError(450, "4.2.1", "Later"))
+    handler: Any = handler_of(kind, recorder, ("NOOP", "VRFY", "RSET", "DATA"))
+
+    async def handle_exception(error: Exception) -> str | None:
+        return f"554 5.3.0 {type(error).__name__}" if isinstance(error, ZeroDivisionError) else None
+
+    handler.handle_exception = handle_exception
+    async with await serve(handler) as server:
+        with await Client.greeted(server) as client:
+            assert await client.says(b"NOOP\r\n") == "554 5.3.0 ZeroDivisionError"
+            assert caplog.records == []
+            assert await client.says(b"VRFY x\r\n") == FAILED
+            assert await client.says(b"RSET\r\n") == "450 4.2.1 Later"
+    assert len(caplog.records) == 1
 
 
 @on_both_loops
@@ -540,11 +608,6 @@ class Misspelled:
         return "250 Ok"
 
 
-class FourArguments(Keeps):
-    def handle_EHLO(self, server: object, session: Session, envelope: Envelope, hostname: str) -> str:
-        return "250 Ok"
-
-
 class Unmakable(Keeps):
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -557,7 +620,6 @@ class Unmakable(Keeps):
         (None, {}, ["handler", "deliver"]),
         (Misspelled(), {}, ["Misspelled", '"handle_data"', '"handle_DATA"']),
         (Misspelled(), {"deliver": "discard:"}, ['"handle_data"', '"handle_DATA"']),
-        (FourArguments(), {}, ["FourArguments.handle_EHLO", "responses"]),
         (Unmakable, {}, ["Unmakable", "path"]),
         (Keeps(), {"deliver": "discard:"}, ["Keeps", "handle_DATA", "sink"]),
         (Keeps(), {"listne": []}, ['"listne"', '"listen"']),

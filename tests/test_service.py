@@ -375,6 +375,8 @@ def test_sigterm_drains(start: Start, mail: Path, group: bool, loop: str) -> Non
         server.send(signal.SIGTERM, group=group)
         server.expect("SIGTERM: the workers drain")
         await_true(lambda: _refused(server.addresses[0]), "the port closed")
+        if not group:  # with the group, the exporter has gone too
+            await_true(lambda: server.get("/healthz")[0] == 503, "health as a balancer should see it")
         assert asking.say("NOOP").startswith("421 4.3.2 ")
         assert asking.at_end()
         assert silent.reply().startswith("421 4.3.2 ")

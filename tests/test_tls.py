@@ -167,6 +167,38 @@ async def test_openssl_is_a_client(certificates: Certificates, begun: str) -> No
         assert b"250 2.0.0 Ok\r\n221 2.0.0 Bye\r\n" in done.stdout
 
 
+@on_both_loops
+async def test_a_client_may_speak_in_the_same_segment_that_ends_the_handshake(
+    certificates: Certificates,
+) -> None:
+    """As any client of TLS 1.3 may, and openssl's does now and then."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = certificates.client.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    async with await serve(Keeps(), **settings_of(certificates)) as server:
+        with await Client.greeted(server) as client:
+            assert (await client.ask(STARTTLS)).code == 220
+            while True:
+                try:
+                    tls.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    if octets := outgoing.read():
+                        await client.send(octets)
+                    incoming.write(await receive(client))
+            assert tls.version() == "TLSv1.3"
+            tls.write(HELLO + b"NOOP\r\n")
+            await client.send(outgoing.read())
+            came = b""
+            while len(read_replies(came)[0]) < 2:
+                try:
+                    came += tls.read()
+                except ssl.SSLWantReadError:
+                    octets = await asyncio.wait_for(receive(client), 2)
+                    assert octets, "the server hung up"
+                    incoming.write(octets)
+            assert [reply.code for reply in read_replies(came)[0]] == [250, 250]
+
+
 class SlowHello(Keeps):
     async def handle_EHLO(
         self, server: object, session: Session, envelope: Envelope, hostname: str, responses: list[str]
@@ -484,9 +516,9 @@ async def test_clients_under_tls_are_told_that_the_server_goes_away(
 
 @on_both_loops
 async def test_a_silent_client_under_tls_is_told_and_left(certificates: Certificates) -> None:
-    async with await serve(Keeps(), **settings_of(certificates, "at once", idle_timeout=0.2)) as server:
-        async with tls_client(server, certificates) as client:
-            assert [reply.code for reply in await client.rest()] == [220, 421]
+    settings = settings_of(certificates, "at once", idle_timeout=0.2)
+    async with await serve(Keeps(), **settings) as server, tls_client(server, certificates) as client:
+        assert [reply.code for reply in await client.rest()] == [220, 421]
 
 
 # --- certificates that are none -----------------------------------------------------------------------------

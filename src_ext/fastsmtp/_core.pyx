@@ -207,7 +207,9 @@ cdef class Dialogue:
 
     @property
     def quiet(self):
-        """Whether the client is between two messages and has nothing under way."""
+        """Whether the client is between two messages, or in a handshake, and has nothing under way."""
+        if self.phase == PHASE_SECURE:
+            return True
         return (self.phase == PHASE_COMMAND and self.state < MAIL and self.asking == ASK_NOTHING
                 and self.tail_length == 0)
 
@@ -299,8 +301,11 @@ cdef class Dialogue:
         """Which of ``TIMEOUT_STATES`` has lasted too long by the engine's clock, or ``None``."""
         cdef Engine engine = self.engine
         cdef double now = engine.now
-        if self.phase == PHASE_CLOSED or self.phase == PHASE_SECURE:
-            return None
+        if self.phase == PHASE_SECURE:
+            return None     # the handshake has a time of its own
+        if self.phase == PHASE_CLOSED:
+            # The last replies are still to be read by the client, which may never do that.
+            return "command" if self.connected and now - self.last > engine.idle_timeout else None
         if self.asking:
             return "handler" if now - self.asked_at > engine.handler_timeout else None
         if now - self.last > engine.idle_timeout:
@@ -319,7 +324,10 @@ cdef class Dialogue:
 
     def shut_down(self):
         """Tells the client that the server goes away (421 4.3.2) and ends."""
-        if self.phase != PHASE_CLOSED:
+        if self.phase == PHASE_SECURE:
+            self._close()   # nothing can be said within a handshake
+            self._flush()
+        elif self.phase != PHASE_CLOSED:
             self._leave(REPLY_SHUTDOWN)
 
     cdef int _leave(self, int reply) except -1:
