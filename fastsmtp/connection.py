@@ -133,7 +133,7 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         # A client may shut its sending side and read on: what it asked before gets its answer.
         self._at_eof = True
-        return self.asked != 0
+        return self.asked != 0 and not self.session.tls  # TLS has no half of a connection
 
     def pause_writing(self) -> None:
         self.hold_back()
@@ -162,11 +162,7 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         # libuv reads on, up to 32 times, while reads fill their buffer: 20 clients with 20 MB each kept all
         # others waiting for 145 ms; so it is 20.
         self.pause_reading()
-        self._site.loop.call_soon(self._take_turn)
-
-    def _take_turn(self) -> None:
-        if not self.asked:
-            self.resume_reading()
+        self._site.loop.call_soon(self.take_turn)
 
     def failed(self, error: Exception) -> None:
         # A full disk fails every message; one line a second says it.
@@ -225,6 +221,8 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         return self._site.loop.run_in_executor(self._site.executor, function, *args)
 
     def secure(self) -> None:
+        assert self.transport is not None
+        self.transport.pause_reading()  # what lies behind STARTTLS in clear fails as TLS; start_tls reads again
         self._pending = self._site.loop.create_task(self._start_tls())
 
     async def _start_tls(self) -> None:
@@ -232,6 +230,7 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         if site.tls is None or transport is None or transport.is_closing():
             return
         secured: asyncio.Transport | None = None
+        self.handshake()
         try:
             secured = await site.loop.start_tls(
                 transport, self, site.tls, server_side=True, ssl_handshake_timeout=site.tls_timeout
@@ -241,10 +240,11 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
             log.info("TLS handshake with %s failed: %s", self.session.peer, error)
         finally:
             self._pending = None
+            if secured is None or self.closed:
+                # The loops do not always tell of the end of a connection in the midst of a handshake.
+                transport.abort()
+                site.loop.call_soon(self.connection_lost, None)
         if secured is None or self.closed:
-            # The loops do not always tell of the end of a connection in the midst of a handshake.
-            transport.abort()
-            site.loop.call_soon(self.connection_lost, None)
             return
         self.engine.counters.add(_TLS_OK)
         self.transport = secured
@@ -252,6 +252,7 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         self.secured(secured.get_extra_info("ssl_object"), secured.write)
         if site.plan.starttls is not None and not self._accepts_tls(site.plan.starttls):
             self.distrust()
+        self.go_on()
 
     def _accepts_tls(self, call: Call) -> bool:
         if self.envelope is None:

@@ -146,10 +146,11 @@ def _adapt(name: str, hook: Callable[..., Any]) -> Call:
 
 
 def _adapt_ehlo(hook: Callable[..., Any], plain: Callable[..., Any]) -> Call:
-    parameters = list(inspect.signature(plain).parameters)
-    if parameters[:1] == ["self"]:  # of a class that is only looked at
-        parameters.pop(0)
-    if len(parameters) == 4:
+    signature = inspect.signature(plain)
+    arguments = range(6 if "self" in signature.parameters else 5)  # self: of a class that is only looked at
+    try:
+        signature.bind(*arguments)
+    except TypeError:
         warnings.warn(
             "Use the 5-argument handle_EHLO() hook instead of the 4-argument handle_EHLO() hook",
             DeprecationWarning,

@@ -109,13 +109,17 @@ def from_status(status: str | bytes, kind: int) -> bytes:
         raise NotAReply(f"{status!r} does not begin with a reply code of 2yz, 4yz or 5yz")
     texts = [line[4:] if line[:3] == code and line[3:4] in ("", " ", "-") else line for line in lines]
     command = ASKS[kind]
-    if command not in ("CONNECT", "HELO", "EHLO"):
-        enhanced = _ENHANCED.get((command, code[0]), f"{code[0]}.0.0")
-        if _is_enhanced(texts[0], code[0]):
-            enhanced = texts[0].split(" ", 1)[0]
+    enhanced = _ENHANCED.get((command, code[0]), f"{code[0]}.0.0")
+    given = _is_enhanced(texts[0], code[0])
+    if given:
+        enhanced = texts[0].split(" ", 1)[0]
+    if given or command not in ("CONNECT", "HELO", "EHLO"):
         # On every line (RFC 2034 4).
         texts = [text if _is_enhanced(text, code[0]) else f"{enhanced} {text}".rstrip() for text in texts]
-    return "".join(f"{line}\r\n" for line in _multiline(code, texts)).encode("utf-8", "surrogateescape")
+    try:
+        return "".join(f"{line}\r\n" for line in _multiline(code, texts)).encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise NotAReply(f"{status!a} cannot be sent as UTF-8") from None
 
 
 def from_lines(lines: list[str]) -> bytes:
@@ -123,7 +127,7 @@ def from_lines(lines: list[str]) -> bytes:
 
     Raises ``NotAReply``.
     """
-    if not lines or len({line[:3] for line in lines}) != 1:
+    if not all(isinstance(line, str) for line in lines) or len({line[:3] for line in lines}) != 1:
         raise NotAReply(f"{lines!r} are not the lines of one reply")
     return from_status("\n".join(lines), ASKS.index("EHLO"))
 

@@ -159,7 +159,7 @@ async def test_every_hook_of_a_connection_gets_an_envelope() -> None:
     async with await serve(handler_of("plain", recorder, hooks)) as server:
         with await Client.connect(server) as client:
             await client.send(b"NOOP\r\nHELO h.example\r\n" + MAIL + b"RSET\r\nVRFY x\r\nQUIT\r\n")
-            assert len(await client.rest()) == 10
+            assert len(await client.rest()) == 11
     assert [name for name, arguments in recorder.calls if not isinstance(arguments[2], Envelope)] == []
 
 

@@ -438,14 +438,12 @@ async def test_a_handshake_has_a_deadline(certificates: Certificates, begun: str
         await until(lambda: server.connections == 0, "the connection is kept for ever")
 
 
-@pytest.mark.parametrize("begun", ["STARTTLS", "at once"])
 @on_both_loops
-async def test_a_handshake_that_fails_is_counted(certificates: Certificates, begun: str) -> None:
-    async with await serve(Keeps(), **settings_of(certificates, begun)) as server:
+async def test_a_handshake_that_fails_is_counted(certificates: Certificates) -> None:
+    async with await serve(Keeps(), **settings_of(certificates)) as server:
         with await Client.connect(server) as client:
-            if begun == "STARTTLS":
-                assert await client.codes(1) == [220]
-                assert (await client.ask(STARTTLS)).code == 220
+            assert await client.codes(1) == [220]
+            assert (await client.ask(STARTTLS)).code == 220
             await client.send(HELLO)
             while await receive(client):
                 pass

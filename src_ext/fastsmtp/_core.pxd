@@ -38,8 +38,9 @@ cdef class Dialogue:
     cdef bint in_memory         # ... into the message's own memory
     # where the dialogue is
     cdef uint8_t state, phase, asking
-    cdef bint last_cr, long_line, held_back, distrusted, rcpt_tried, spoke, connected, transaction
+    cdef bint last_cr, long_line, held_back, distrusted, in_handshake, rcpt_tried, spoke, connected, transaction
     cdef unsigned errors, recipients
+    cdef size_t listed          # recipients in the envelope before the hook for the next was asked
     cdef object previous_name       # what holds again if a hook refuses the hello
     cdef bint previous_extended
     # monotonic seconds

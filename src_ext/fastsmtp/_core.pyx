@@ -157,6 +157,10 @@ cdef class Dialogue:
             self.phase = PHASE_COMMAND
         self._flush()
 
+    def handshake(self):
+        """What comes from now on comes from inside TLS, and waits for ``secured``; before, it was in clear."""
+        self.in_handshake = True
+
     def disconnect(self):
         """Ends: the connection is gone. Content that was coming is dropped."""
         cdef Engine engine = self.engine
@@ -172,7 +176,7 @@ cdef class Dialogue:
 
     def secured(self, ssl, write):
         """Goes on under TLS, with ``ssl`` the ``ssl.SSLObject`` and a new ``write``: what was said in clear
-        is forgotten (RFC 3207 4.2), but the session is the same.
+        is forgotten (RFC 3207 4.2), but the session is the same. ``go_on`` is to be called next.
         """
         cdef Session session = self._the_session()
         self._write = write
@@ -182,9 +186,10 @@ cdef class Dialogue:
         session.extended_smtp = False
         self.state = START
         self.last = self.engine.now
+        self.in_handshake = False
+        self._end_transaction()
         if self.phase == PHASE_SECURE:
             self.phase = PHASE_COMMAND
-        self._end_transaction()
 
     def distrust(self):
         """What TLS told of the client is not enough: nothing but QUIT is done for it (RFC 3207 4.1)."""
@@ -238,6 +243,9 @@ cdef class Dialogue:
             p = self.reception.place()
         else:
             p = engine.receive + HEADROOM
+            if self.in_handshake:
+                self._keep(p, nbytes, True)
+                return
             if self.asking or self.held_back or self.phase == PHASE_NEW:
                 # One read may be kept; then nothing more is read until there is an answer.
                 self._keep(p, nbytes, True)
@@ -279,6 +287,10 @@ cdef class Dialogue:
         self._answered(reply)
         self.last = self.engine.now
         self._turn(NULL, 0)
+        self.take_turn()
+
+    def take_turn(self):
+        """Reading goes on after ``give_way``, unless something else keeps it."""
         if not self.held_back and self.asking == ASK_NOTHING and self.phase != PHASE_CLOSED:
             self.resume_reading()
 
@@ -292,8 +304,7 @@ cdef class Dialogue:
         self.held_back = False
         if self.asking == ASK_NOTHING and self.phase != PHASE_CLOSED:
             self._turn(NULL, 0)
-            if not self.held_back and self.asking == ASK_NOTHING and self.phase != PHASE_CLOSED:
-                self.resume_reading()
+            self.take_turn()
 
     # --- time -----------------------------------------------------------------------------------------------
 
@@ -577,6 +588,7 @@ cdef class Dialogue:
             return self._say(REPLY_TOO_MANY_RCPT)
         address = self._text(argument.path.address, argument.path.length)
         if engine.hooks & 1 << ASK_RCPT:
+            self.listed = len(envelope.rcpt_tos)
             return self._ask(ASK_RCPT, address, [])
         envelope.rcpt_tos.append(address)
         self._settle(ASK_RCPT, 250)
@@ -693,6 +705,9 @@ cdef class Dialogue:
                 self.recipients += 1
                 if len(self.envelope.rcpt_tos):
                     self.state = RCPT
+            elif engine.hooks & 1 << ASK_RCPT:
+                # A hook may have added the address before it failed; its client was told that it is not taken.
+                del self.envelope.rcpt_tos[self.listed:]
         elif kind == ASK_DATA:
             engine.counters.bump(MESSAGES + result_of(code), 1)
             self._end_transaction()
