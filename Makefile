@@ -48,16 +48,19 @@ format: .venv/linted-with
 
 # A copy of the tree is built with AddressSanitizer and UndefinedBehaviorSanitizer, and runs the tests of the core.
 SANITIZED_TESTS := tests/test_engine.py tests/test_dialogue.py tests/test_property.py tests/test_smuggling.py tests/test_connection.py
+# What pyproject.toml has pip install for a build, for builds without pip.
+BUILD_NEEDS := 'setuptools>=77' 'Cython>=3.1,<4'
 SANITIZERS = $$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)
 sanitize: .venv/tested-with
 	$(call copy_tree,build/sanitize)
+	$(BIN)/pip install -q --disable-pip-version-check $(BUILD_NEEDS)
 	cd build/sanitize && FASTSMTP_SANITIZE=1 ../../$(BIN)/python setup.py -q build_ext --inplace
 	cd build/sanitize && LD_PRELOAD="$(SANITIZERS)" PYTHONMALLOC=malloc \
 	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	  ../../$(BIN)/python -m pytest -p no:cacheprovider $(SANITIZED_TESTS) $(ARGS)
 
 coverage: .venv/tested-with
-	$(BIN)/pip install -q --disable-pip-version-check -e '.[test,coverage]'
+	$(BIN)/pip install -q --disable-pip-version-check $(BUILD_NEEDS) -e '.[test,coverage]'
 	$(call copy_tree,build/coverage)
 	cd build/coverage && FASTSMTP_COVERAGE=1 ../../$(BIN)/python setup.py -q build_ext --inplace
 	cd build/coverage && ../../$(BIN)/python -m coverage run -m pytest -p no:cacheprovider $(ARGS)
