@@ -202,7 +202,7 @@ def test_a_message_that_is_refused_is_read_to_its_true_end(mode: str) -> None:
 def test_what_follows_a_message_that_is_dropped_is_not_read_from_memory_given_away() -> None:
     """More messages than the engine keeps spare memory for, so that it really goes; the sanitizer sees."""
     engine = make_engine(Limits(max_message_size=500))
-    scripts = [Script(engine) for _ in range(20)]
+    scripts = [Script(engine) for _ in range(80)]
     for script in scripts:
         script.feed(HELLO + TO_DATA + b"x" * 100)
         script.feed(b"x" * 100)

@@ -111,7 +111,7 @@ cdef class Engine:
     cdef bint take_memory(self, Memory *memory, size_t capacity) noexcept
     cdef bint grow_memory(self, Memory *memory, size_t capacity) noexcept
     cdef void give_memory(self, Memory *memory) noexcept
-    cdef Memory spare[16]
+    cdef Memory spare[64]
     cdef int spares, spares_unused
 
 

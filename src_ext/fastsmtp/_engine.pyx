@@ -214,7 +214,7 @@ cdef class Book:
 
 cdef enum:
     FIRST_CAPACITY = 512 * 1024
-    SPARES = 16
+    SPARES = 64     # what lies unused for a tick goes back, so this is for bursts
 
 
 @cython.final
