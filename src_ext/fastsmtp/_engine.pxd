@@ -63,7 +63,7 @@ cdef enum:
     # One read: of commands, kept small so that a client that never reads its replies holds little here ...
     RECEIVE_COMMANDS = 64 * 1024
     # ... and content, where more octets a read are fewer system calls.
-    RECEIVE_CONTENT = 256 * 1024
+    RECEIVE_CONTENT = 128 * 1024
 
 cdef int word_of_code(int code) noexcept
 
