@@ -111,11 +111,8 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         self.disconnect()
         call = self._site.plan.disconnect
         if call is not None:
-            self.know_peer()
-            if self.envelope is None:
-                self.envelope = Envelope()
             try:
-                result = call(self, None, None)
+                result = self._call_unasked(call)
                 if asyncio.iscoroutine(result) or asyncio.isfuture(result):
                     # Not in _pending: a hook for the message may be under way and is heard to its end.
                     future = asyncio.ensure_future(result, loop=self._site.loop)
@@ -255,13 +252,18 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         self.go_on()
 
     def _accepts_tls(self, call: Call) -> bool:
-        if self.envelope is None:
-            self.envelope = Envelope()
         try:
-            return bool(call(self, None, None))
+            return bool(self._call_unasked(call))
         except Exception as error:
             self._complain("handle_STARTTLS", error, STAGES.index("connect"))
             return False
+
+    def _call_unasked(self, call: Call) -> Any:
+        """Calls a hook that is none of the dialogue's asks, with what every hook finds."""
+        self.know_peer()
+        if self.envelope is None:
+            self.envelope = Envelope()
+        return call(self, None, None)
 
     # --- answers --------------------------------------------------------------------------------------------
 

@@ -158,9 +158,8 @@ class Worker:
                 ssl=self._tls if listener.tls else None,
                 ssl_handshake_timeout=self._config.tls_handshake_timeout if listener.tls else None,
             )
-            listener.socket.listen(
-                self._config.backlog
-            )  # the real one; it holds for all who share the socket
+            # The real backlog, which holds for all who share the socket.
+            listener.socket.listen(self._config.backlog)
             self._servers.append(server)
 
     def _stop_accepting(self) -> None:

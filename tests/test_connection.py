@@ -141,7 +141,7 @@ async def test_a_dialog_octet_by_octet(dialog: Dialog) -> None:
                 if server.connections == 0:
                     break
                 client.socket.send(wire[number : number + 1])
-                while server.connections and counted(server, "received_bytes_total") <= number:  # noqa: ASYNC110  # noqa: ASYNC110
+                while server.connections and counted(server, "received_bytes_total") <= number:  # noqa: ASYNC110
                     await asyncio.sleep(0)
             if not right.closed:
                 assert server.connections == 1
