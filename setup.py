@@ -16,6 +16,7 @@ from setuptools import Extension, setup
 
 SOURCES = Path("src_ext/fastsmtp")
 MODULES = {
+    "_rules": [],
     "_engine": [],
     "_envelope": [],
     "_reception": ["content.c", "scan.c"],

@@ -1,12 +1,16 @@
+from asyncio import AbstractEventLoop
 from ssl import SSLObject
 from typing import Any
 
 from fastsmtp.body import Body
 
 class Session:
-    def __init__(self) -> None: ...
+    def __init__(self, loop: AbstractEventLoop | None = None) -> None: ...
+    loop: AbstractEventLoop | None
+    login_data: Any
+    def note_login(self, login: object) -> None: ...
     peer: Any
-    ssl: SSLObject | None
+    ssl: SSLObject | dict[str, Any] | None
     host_name: str | None
     proxy_data: Any
     auth_data: Any

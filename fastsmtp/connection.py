@@ -16,7 +16,8 @@ from concurrent.futures import Executor
 from typing import Any, cast
 
 from fastsmtp._core import Dialogue
-from fastsmtp._engine import ASKS, STAGES, Block, Engine, index
+from fastsmtp._engine import STAGES, Block, Engine, index
+from fastsmtp._rules import ASKS
 from fastsmtp.body import Body, Spill
 from fastsmtp.envelope import Envelope
 from fastsmtp.errors import SMTPError
@@ -91,7 +92,7 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
     def ehlo_lines(self) -> list[str]:
         """The lines that EHLO is answered with, for the EHLO hook to change."""
         name = "EHLO_TLS" if self.session.tls else "EHLO"
-        return self.engine.book[name].decode().splitlines()
+        return self.rules.book[name].decode().splitlines()
 
     # --- the transport's calls ------------------------------------------------------------------------------
 
@@ -276,7 +277,7 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         kind = self.asked
         if future.cancelled():
             log.warning("handle_%s was cancelled", ASKS[kind])
-            reply = self.engine.book["HANDLER_FAILED"]
+            reply = self.rules.book["HANDLER_FAILED"]
         elif (error := future.exception()) is not None:
             reply = self._failure(kind, error)
         else:
@@ -294,7 +295,7 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
             if kind == _EHLO and isinstance(result, list):
                 return from_lines(result)
             if kind == _CONNECT and result is None:
-                return self.engine.book["GREETING"]
+                return self.rules.book["GREETING"]
             if isinstance(result, SMTPError):
                 return from_error(result, kind)
             raise NotAReply(f"{result!r} is no reply")
@@ -308,7 +309,7 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
             except NotAReply as bad:
                 error = bad
         self._complain(f"handle_{ASKS[kind]}", error, kind - 1)
-        return self.engine.book["HANDLER_FAILED"]
+        return self.rules.book["HANDLER_FAILED"]
 
     def _complain(self, hook: str, error: BaseException, stage: int) -> None:
         self.engine.counters.add(_HANDLER_ERRORS + stage)

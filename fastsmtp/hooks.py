@@ -14,7 +14,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast
 
-from fastsmtp._engine import ASKS, HOOKS
+from fastsmtp._rules import ASKS, HOOKS
 from fastsmtp.errors import ConfigError, SMTPError
 
 if TYPE_CHECKING:

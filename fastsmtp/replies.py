@@ -4,9 +4,10 @@ Knows the texts and codes of each reply (RFC 5321 4.2, RFC 3463), and how a hook
 Refuses to know when a reply is given: that is the dialogue's.
 """
 
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 
-from fastsmtp._engine import ASKS, Book
+from fastsmtp._rules import ASKS, Book
 from fastsmtp.errors import SMTPError
 
 _NATIVE = {
@@ -23,23 +24,31 @@ _NATIVE = {
     "BARE_NEWLINE": "500 5.5.2 Bare <LF>: a line ends with <CR><LF>",
     "BAD_SYNTAX": "500 5.5.2 Error: bad syntax",
     "BAD_OCTETS": "500 5.5.2 Error: octets that no command line may have",
+    "NOT_ASCII": "500 5.5.2 Error: octets that no command line may have",
     "UNKNOWN": "500 5.5.2 Error: command not recognized",
     "NOT_IMPLEMENTED": "502 5.5.1 Error: command not implemented",
     "FOREIGN": "421 4.7.0 This is SMTP; closing connection",
     "HELO_ARGUMENT": "501 5.5.4 Syntax: HELO or EHLO hostname",
     "NO_ARGUMENT": "501 5.5.4 Error: this command takes no argument",
     "VRFY_ARGUMENT": "501 5.5.4 Syntax: VRFY <address>",
+    "VRFY_ADDRESS": "501 5.1.3 Bad address syntax",
     "NEED_HELLO": "503 5.5.1 Error: send HELO or EHLO first",
     "NESTED_MAIL": "503 5.5.1 Error: nested MAIL command",
     "NEED_MAIL": "503 5.5.1 Error: need MAIL command",
     "NEED_RCPT": "503 5.5.1 Error: need RCPT command",
     "NO_VALID_RCPT": "554 5.5.1 Error: no valid recipients",
     "MAIL_SYNTAX": "501 5.5.4 Syntax: MAIL FROM:<address> [SP parameters]",
+    "MAIL_SYNTAX_EXTENDED": "501 5.5.4 Syntax: MAIL FROM:<address> [SP parameters]",
     "MAIL_ADDRESS": "501 5.1.7 Bad sender address syntax",
     "RCPT_SYNTAX": "501 5.5.4 Syntax: RCPT TO:<address> [SP parameters]",
+    "RCPT_SYNTAX_EXTENDED": "501 5.5.4 Syntax: RCPT TO:<address> [SP parameters]",
     "RCPT_ADDRESS": "501 5.1.3 Bad recipient address syntax",
     "PARAMETER_VALUE": "501 5.5.4 Error: parameter given twice or with a bad value",
-    "PARAMETER_UNKNOWN": "555 5.5.4 Error: parameter not recognized",
+    "BODY_VALUE": "501 5.5.4 Error: BODY is 7BIT or 8BITMIME",
+    "SMTPUTF8_VALUE": "501 5.5.4 Error: SMTPUTF8 takes no value",
+    "SMTPUTF8_DISABLED": "555 5.5.4 Error: parameter not recognized",
+    "MAIL_PARAMETER": "555 5.5.4 Error: parameter not recognized",
+    "RCPT_PARAMETER": "555 5.5.4 Error: parameter not recognized",
     "NEED_SMTPUTF8": "553 5.6.7 Error: this address needs SMTPUTF8",
     "TOO_BIG_DECLARED": "552 5.3.4 Error: message size exceeds the fixed maximum",
     "TOO_BIG": "552 5.3.4 Error: too much mail data",
@@ -48,14 +57,79 @@ _NATIVE = {
     "CONTENT_NEWLINE": "550 5.5.2 Error: bare <CR> or <LF> in message content",
     "CONTENT_LINE": "554 5.6.0 Error: line too long in message content",
     "NEED_STARTTLS": "530 5.7.0 Must issue a STARTTLS command first",
+    "TLS_UNAVAILABLE": "454 4.7.0 TLS not available",
     "TLS_ACTIVE": "503 5.5.1 Error: TLS already active",
     "DISTRUSTED": "554 5.7.0 Command refused due to lack of security",
     "STARTTLS_INJECTION": "554 5.5.0 Error: octets after STARTTLS; closing connection",
+    "NEED_AUTH": "530 5.7.0 Authentication required",
+    "NEED_EHLO": "503 5.5.1 Error: send EHLO first",
+    "AUTH_AFTER_HELO": "503 5.5.1 Error: send EHLO first",
+    "AUTH_NEEDS_TLS": "538 5.7.11 Encryption required for requested authentication mechanism",
+    "AUTH_DONE": "503 5.5.1 Error: already authenticated",
+    "AUTH_NO_MECHANISM": "501 5.5.4 Syntax: AUTH mechanism [initial-response]",
+    "AUTH_ARGUMENTS": "501 5.5.4 Syntax: AUTH mechanism [initial-response]",
+    "AUTH_UNKNOWN": "504 5.5.4 Unrecognized authentication mechanism",
+    "AUTH_ABORTED": "501 5.7.0 Authentication aborted",
+    "AUTH_TOO_LONG": "500 5.5.6 Authentication exchange line is too long",
     "TOO_MANY_ERRORS": "421 4.7.0 Error: too many errors; closing connection",
+    "TOO_MANY_CALLS": "421 4.7.0 Error: {verb} sent too many times; closing connection",
     "SHUTDOWN": "421 4.3.2 Service shutting down; closing connection",
     "IDLE": "421 4.4.2 Error: timeout exceeded; closing connection",
     "HANDLER_FAILED": "451 4.3.0 Error: local error in processing",
     "HANDLER_TIMEOUT": "451 4.4.5 Error: processing took too long",
+}
+# aiosmtpd's texts, where they are not the same as ours.
+_AIOSMTPD = {
+    "MAIL": "250 OK",
+    "RCPT": "250 OK",
+    "ACCEPTED": "250 OK",
+    "RSET": "250 OK",
+    "NOOP": "250 OK",
+    "QUIT": "221 Bye",
+    "VRFY": "252 Cannot VRFY user, but will accept message and attempt delivery",
+    "HELP": "250 Supported commands",
+    "STARTTLS": "220 Ready to start TLS",
+    "LINE_TOO_LONG": "500 Command line too long",
+    "BAD_SYNTAX": "500 Error: bad syntax",
+    "BAD_OCTETS": "500 Error: bad syntax",
+    "NOT_ASCII": "500 Error: strict ASCII mode",
+    "UNKNOWN": '500 Error: command "{verb}" not recognized',
+    "NOT_IMPLEMENTED": "502 {verb} not implemented",
+    "HELO_ARGUMENT": "501 Syntax: {verb} hostname",
+    "NO_ARGUMENT": "501 Syntax: {verb}",
+    "VRFY_ARGUMENT": "501 Syntax: VRFY <address>",
+    "VRFY_ADDRESS": "502 Could not VRFY {argument}",
+    "NEED_HELLO": "503 Error: send HELO first",
+    "NESTED_MAIL": "503 Error: nested MAIL command",
+    "NEED_MAIL": "503 Error: need MAIL command",
+    "NEED_RCPT": "503 Error: need RCPT command",
+    "NO_VALID_RCPT": "503 Error: need RCPT command",
+    "MAIL_SYNTAX": "501 Syntax: MAIL FROM: <address>",
+    "MAIL_SYNTAX_EXTENDED": "501 Syntax: MAIL FROM: <address> [SP <mail-parameters>]",
+    "MAIL_ADDRESS": "553 5.1.3 Error: malformed address",
+    "RCPT_SYNTAX": "501 Syntax: RCPT TO: <address>",
+    "RCPT_SYNTAX_EXTENDED": "501 Syntax: RCPT TO: <address> [SP <mail-parameters>]",
+    "RCPT_ADDRESS": "553 5.1.3 Error: malformed address",
+    "BODY_VALUE": "501 Error: BODY can only be one of 7BIT, 8BITMIME",
+    "SMTPUTF8_VALUE": "501 Error: SMTPUTF8 takes no arguments",
+    "SMTPUTF8_DISABLED": "501 Error: SMTPUTF8 disabled",
+    "MAIL_PARAMETER": "555 MAIL FROM parameters not recognized or not implemented",
+    "RCPT_PARAMETER": "555 RCPT TO parameters not recognized or not implemented",
+    "TOO_BIG_DECLARED": "552 Error: message size exceeds fixed maximum message size",
+    "TOO_BIG": "552 Error: Too much mail data",
+    "CONTENT_LINE": "500 Line too long (see RFC5321 4.5.3.1.6)",
+    "NEED_STARTTLS": "530 Must issue a STARTTLS command first",
+    "TLS_UNAVAILABLE": "454 TLS not available",
+    "DISTRUSTED": "554 Command refused due to lack of security",
+    "NEED_EHLO": "503 Error: send EHLO first",
+    "AUTH_AFTER_HELO": "500 Error: command 'AUTH' not recognized",
+    "AUTH_DONE": "503 Already authenticated",
+    "AUTH_NO_MECHANISM": "501 Not enough value",
+    "AUTH_ARGUMENTS": "501 Too many values",
+    "AUTH_UNKNOWN": "504 5.5.4 Unrecognized authentication type",
+    "AUTH_ABORTED": "501 5.7.0 Auth aborted",
+    "TOO_MANY_ERRORS": "502 5.5.1 Too many unrecognized commands, goodbye.",
+    "TOO_MANY_CALLS": "421 4.7.0 {verb} sent too many times",
 }
 _COMMANDS = ("DATA", "EHLO", "HELO", "HELP", "MAIL", "NOOP", "QUIT", "RCPT", "RSET", "VRFY")
 
@@ -80,6 +154,42 @@ def native(
         "HELP": [f"214 2.0.0 Commands: {commands}"],
         **{name: [text] for name, text in _NATIVE.items()},
     }
+    return _book(lines)
+
+
+def aiosmtpd(
+    hostname: str,
+    ident: str,
+    *,
+    max_message_size: int = 32 << 20,
+    eight_bit: bool = True,
+    smtputf8: bool = False,
+    starttls: bool = False,
+    mechanisms: Collection[str] = (),
+    auth_in_clear: bool = False,
+) -> Book:
+    """The book of aiosmtpd 1.4.6, text by text; what it does not have is said as ``native`` says it.
+
+    ``mechanisms`` are offered with AUTH, without TLS only if ``auth_in_clear``.
+    """
+    extensions = [f"SIZE {max_message_size}"] if max_message_size else []
+    if eight_bit:
+        extensions.append("8BITMIME")
+    if smtputf8:
+        extensions.append("SMTPUTF8")
+    auth = ["AUTH " + " ".join(sorted(mechanisms))] if mechanisms else []
+    clear = [*extensions, *(["STARTTLS"] if starttls else []), *(auth if auth_in_clear else [])]
+    lines = {
+        "GREETING": [f"220 {hostname} {ident}"],
+        "HELO": [f"250 {hostname}"],
+        "EHLO": _multiline("250", [hostname, *clear, "HELP"]),
+        "EHLO_TLS": _multiline("250", [hostname, *extensions, *auth, "HELP"]),
+        **{name: [text] for name, text in (_NATIVE | _AIOSMTPD).items()},
+    }
+    return _book(lines)
+
+
+def _book(lines: Mapping[str, list[str]]) -> Book:
     return Book({name: "".join(f"{line}\r\n" for line in text).encode() for name, text in lines.items()})
 
 

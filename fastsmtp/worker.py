@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from fastsmtp._engine import Counters, Engine
+from fastsmtp._rules import Rules
 from fastsmtp.body import Spill
 from fastsmtp.config import Config
 from fastsmtp.connection import Connection, Site
@@ -84,16 +85,14 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         keeps = sink is not None and sink.keeps
         plan = Plan(handler, deliver=_deliver(sink) if sink and keeps else None, discard=sink is not None)
-        self._engine = Engine(
+        rules = Rules(
             book=native(
                 config.hostname,
                 max_message_size=config.max_message_size,
                 smtputf8=config.smtputf8,
                 starttls=self._tls is not None,
             ),
-            counters=counters,
             hooks=plan.mask,
-            open_spill=self._open_spill,
             max_message_size=config.max_message_size,
             max_recipients=config.max_recipients,
             max_command_line=config.max_command_line,
@@ -103,11 +102,16 @@ class Worker:
             smtputf8=config.smtputf8,
             starttls=self._tls is not None,
             require_starttls=config.require_starttls,
-            spill_threshold=config.spill_threshold,
-            memory_budget=config.memory_budget,
             idle_timeout=config.idle_timeout,
             transaction_timeout=config.transaction_timeout,
             handler_timeout=config.handler_timeout,
+        )
+        self._engine = Engine(
+            rules=rules,
+            counters=counters,
+            open_spill=self._open_spill,
+            spill_threshold=config.spill_threshold,
+            memory_budget=config.memory_budget,
         )
         self._site = Site(
             plan,

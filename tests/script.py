@@ -13,7 +13,8 @@ from dialogs import Reply, read_replies
 from oracle import Limits, Message, Result
 
 from fastsmtp._core import Dialogue
-from fastsmtp._engine import ASKS, HOOKS, Engine
+from fastsmtp._engine import Engine
+from fastsmtp._rules import ASKS, HOOKS, Rules
 from fastsmtp.body import Spill
 from fastsmtp.replies import native
 
@@ -23,13 +24,15 @@ HOSTNAME = "mx.example"
 def make_engine(limits: Limits | None = None, hooks: Iterable[str] = ("DATA",), **settings: object) -> Engine:
     """An engine with the native book that asks for ``hooks`` and spills into real files."""
     limits = limits or Limits()
-    return Engine(
+    memory = {name: settings.pop(name) for name in ("spill_threshold", "memory_budget") if name in settings}
+    rules = Rules(
         book=native(HOSTNAME, max_message_size=limits.max_message_size, smtputf8=limits.smtputf8),
         hooks=sum(HOOKS[name] for name in hooks),
-        open_spill=lambda dialogue: Spill(Path(tempfile.gettempdir())),
         **asdict(limits),
         **settings,
     )
+    spills = Path(tempfile.gettempdir())
+    return Engine(rules=rules, open_spill=lambda dialogue: Spill(spills), **memory)
 
 
 class Script(Dialogue):
@@ -55,7 +58,7 @@ class Script(Dialogue):
         assert self.open is None, "a second ask before the first was answered"
         command = ASKS[kind]
         self.history.append((command, argument if command != "DATA" else None))
-        reply = self.engine.book[{"CONNECT": "GREETING", "DATA": "ACCEPTED"}.get(command, command)]
+        reply = self.rules.book[{"CONNECT": "GREETING", "DATA": "ACCEPTED"}.get(command, command)]
         if command == "DATA":
             assert self.envelope is not None
             self.taken.append((str(self.envelope.mail_from), list(self.envelope.rcpt_tos), argument))

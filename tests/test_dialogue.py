@@ -10,7 +10,8 @@ from script import HOSTNAME, Script, cut, every, make_engine, play
 from wires import HELLO, TO_DATA
 
 from fastsmtp._core import Dialogue
-from fastsmtp._engine import HOOKS, Engine
+from fastsmtp._engine import Engine
+from fastsmtp._rules import HOOKS, Rules
 from fastsmtp.replies import native
 
 DIALOGS = load_all()
@@ -91,7 +92,7 @@ def test_a_dialog_without_any_hook(dialog: Dialog) -> None:
 
 def test_the_oracle_and_the_engine_have_the_same_defaults() -> None:
     wire = HELLO + b"MAIL FROM:<> SIZE=33554432\r\nRSET\r\nMAIL FROM:<> SIZE=33554433\r\n" + b"X\r\n" * 20
-    engine = Engine(book=native(HOSTNAME), hooks=HOOKS["DATA"])
+    engine = Engine(rules=Rules(book=native(HOSTNAME), hooks=HOOKS["DATA"]))
     assert play(engine, [wire]) == oracle(wire)
 
 

@@ -4,7 +4,8 @@ import pytest
 from script import Script, make_engine
 from wires import HELLO, TO_DATA
 
-from fastsmtp._engine import LAYOUT, REPLIES_NAMES, SLOT_BYTES, Book, Counters, Engine, index
+from fastsmtp._engine import LAYOUT, SLOT_BYTES, Counters, Engine, index
+from fastsmtp._rules import REPLIES_NAMES, Book
 from fastsmtp.replies import native
 
 MIB = 1 << 20

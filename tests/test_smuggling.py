@@ -11,7 +11,8 @@ from oracle import Limits, Result, oracle
 from script import Script, cut, every, make_engine, play
 from wires import HELLO, TO_DATA
 
-from fastsmtp._engine import HOOKS, Engine
+from fastsmtp._engine import Engine
+from fastsmtp._rules import HOOKS, Rules
 from fastsmtp.body import Spill
 from fastsmtp.replies import native
 
@@ -231,8 +232,7 @@ def test_a_message_that_cannot_spill_is_read_to_its_true_end(tmp_path: Path) -> 
 
     wire = HELLO + TO_DATA + b"x" * 3000 + b"\r\n" + EVIL + b".\r\nNOOP\r\n" + QUIT
     engine = Engine(
-        book=native("mx.example"),
-        hooks=HOOKS["DATA"],
+        rules=Rules(book=native("mx.example"), hooks=HOOKS["DATA"]),
         open_spill=lambda dialogue: Spill(tmp_path / "gone"),
         spill_threshold=1000,
     )
@@ -277,7 +277,7 @@ class Secured(Script):
 
 
 def starttls_engine(hooks: int = 0) -> Engine:
-    return Engine(book=native("mx.example", starttls=True), starttls=True, hooks=hooks)
+    return Engine(rules=Rules(book=native("mx.example", starttls=True), starttls=True, hooks=hooks))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from fastsmtp._engine import Engine
+from fastsmtp._rules import Rules
 from fastsmtp.replies import native
 
 from .talk import Talk
@@ -74,7 +75,7 @@ def bench_message_with_pipelined_commands(benchmark: BenchmarkFixture, talk: Cal
 
 def bench_message_on_a_new_connection(benchmark: BenchmarkFixture) -> None:
     """Greeting, EHLO, one message and QUIT, with the objects that a connection is made of."""
-    engine = Engine(book=native("mx.example"))
+    engine = Engine(rules=Rules(book=native("mx.example")))
 
     def send() -> None:
         connection = Talk(engine)

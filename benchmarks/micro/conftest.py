@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from fastsmtp._engine import HOOKS, Engine
+from fastsmtp._engine import Engine
+from fastsmtp._rules import HOOKS, Rules
 from fastsmtp.replies import native
 
 from .talk import Talk
@@ -15,8 +16,7 @@ def talk() -> Callable[..., Talk]:
     """Makes a connection that has said EHLO; ``hook`` has each message handed to Python."""
 
     def make(*, hook: bool = False, **limits: int | str) -> Talk:
-        limits = {"spill_threshold": 4 << 20, **limits}
-        hooks = HOOKS["DATA"] if hook else 0
-        return Talk(Engine(book=native("mx.example"), hooks=hooks, **limits))  # type: ignore[arg-type]
+        rules = Rules(book=native("mx.example"), hooks=HOOKS["DATA"] if hook else 0, **limits)  # type: ignore[arg-type]
+        return Talk(Engine(rules=rules, spill_threshold=4 << 20))
 
     return make

@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""What all dialogues of one worker share: counters, replies, memory, limits and a coarse clock.
+"""What all dialogues of one worker share: counters, memory and a coarse clock.
 
-Knows how much memory messages hold, which dialogues are alive, and what each reply reads. Refuses to know the
-rules of the dialogue, sockets, files and event loops.
+Knows how much memory messages hold and which dialogues are alive. Refuses to know the rules of the dialogue,
+sockets, files and event loops.
 """
 
 import cython
@@ -13,6 +13,8 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memset
 
+from fastsmtp._rules cimport Rules
+
 
 cdef extern from "Python.h":
     enum:
@@ -22,11 +24,12 @@ cdef extern from "Python.h":
 # --- counters -----------------------------------------------------------------------------------------------
 
 VERBS = ("HELO", "EHLO", "MAIL", "RCPT", "DATA", "RSET", "NOOP", "QUIT", "VRFY", "HELP", "STARTTLS",
-         "not_implemented", "foreign", "unknown")
+         "AUTH", "EXPN", "LHLO", "not_implemented", "foreign", "unknown")
 CODES = (211, 214, 220, 221, 235, 250, 251, 252, 334, 354,
          421, 430, 432, 450, 451, 452, 453, 454, 455,
          500, 501, 502, 503, 504, 521, 523, 524, 530, 534, 535, 538, 550, 551, 552, 553, 554, 555, 556)
-STAGES = ("connect", "helo", "ehlo", "mail", "rcpt", "data", "rset", "noop", "quit", "vrfy", "disconnect")
+STAGES = ("connect", "helo", "ehlo", "mail", "rcpt", "data", "rset", "noop", "quit", "vrfy",
+          "auth", "command", "disconnect")
 SIZE_BOUNDS = (1e3, 3e3, 1e4, 3e4, 1e5, 3e5, 1e6, 3e6, 1e7, 3e7, 1e8)
 SECONDS_BOUNDS = (.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1., 2.5, 5., 10., 30., 60., 120.)
 
@@ -167,49 +170,6 @@ cdef class Counters:
         return 0
 
 
-# --- replies ------------------------------------------------------------------------------------------------
-
-REPLIES_NAMES = (
-    "GREETING", "HELO", "EHLO", "EHLO_TLS", "MAIL", "RCPT", "DATA", "ACCEPTED",
-    "RSET", "NOOP", "QUIT", "VRFY", "HELP", "STARTTLS",
-    "LINE_TOO_LONG", "BARE_NEWLINE", "BAD_SYNTAX", "BAD_OCTETS", "UNKNOWN", "NOT_IMPLEMENTED",
-    "FOREIGN", "HELO_ARGUMENT", "NO_ARGUMENT", "VRFY_ARGUMENT",
-    "NEED_HELLO", "NESTED_MAIL", "NEED_MAIL", "NEED_RCPT", "NO_VALID_RCPT",
-    "MAIL_SYNTAX", "MAIL_ADDRESS", "RCPT_SYNTAX", "RCPT_ADDRESS",
-    "PARAMETER_VALUE", "PARAMETER_UNKNOWN", "NEED_SMTPUTF8",
-    "TOO_BIG_DECLARED", "TOO_BIG", "TOO_MANY_RCPT", "NO_ROOM",
-    "CONTENT_NEWLINE", "CONTENT_LINE",
-    "NEED_STARTTLS", "TLS_ACTIVE", "DISTRUSTED", "STARTTLS_INJECTION",
-    "TOO_MANY_ERRORS", "SHUTDOWN", "IDLE", "HANDLER_FAILED", "HANDLER_TIMEOUT",
-)
-assert len(REPLIES_NAMES) == REPLY_COUNT
-
-
-@cython.final
-cdef class Book:
-    """A reply book: what each reply of the dialogue reads, as octets with their CRLF.
-
-    ``texts`` has a ``bytes`` for each of ``REPLIES_NAMES``. Raises ``ValueError`` for one that is missing,
-    unknown, or not a reply.
-    """
-
-    def __init__(self, texts not None):
-        if set(texts) != set(REPLIES_NAMES):
-            raise ValueError(f"replies missing or unknown: {sorted(set(texts) ^ set(REPLIES_NAMES))}")
-        self.texts = tuple(bytes(texts[name]) for name in REPLIES_NAMES)
-        for position, text in enumerate(self.texts):
-            if not (text[:3].isdigit() and text.endswith(b"\r\n")):
-                raise ValueError(f"{REPLIES_NAMES[position]} is no reply: {text!r}")
-            self.codes[<int>position] = int(text[:3])
-
-    cdef bytes text(self, int reply):
-        return <bytes>self.texts[reply]
-
-    def __getitem__(self, str name):
-        """The octets of the reply called ``name``."""
-        return self.texts[REPLIES_NAMES.index(name)]
-
-
 # --- memory -------------------------------------------------------------------------------------------------
 
 cdef enum:
@@ -241,51 +201,24 @@ cdef class Block:
 
 # --- the engine ---------------------------------------------------------------------------------------------
 
-# A kind's name by its number, and the bit of each in a hook mask.
-ASKS = ("", "CONNECT", "HELO", "EHLO", "MAIL", "RCPT", "DATA", "RSET", "NOOP", "QUIT", "VRFY")
-HOOKS = {name: 1 << kind for kind, name in enumerate(ASKS) if kind}
-assert ASKS[ASK_VRFY] == "VRFY"
-NEWLINES = ("normalize", "reject", "keep")
-
-
 @cython.final
 @cython.no_gc_clear     # dialogues and blocks that die in the same collection give their memory back
 cdef class Engine:
-    """What all dialogues of one worker share. Sizes are in octets, times in seconds.
+    """What all dialogues of one worker share. Sizes are in octets.
 
-    ``hooks`` is a sum of ``HOOKS``: what the dialogue asks for; anything else it answers by itself.
-    ``open_spill(dialogue)`` gives an object with ``write(memoryview)`` and ``close()`` for content beyond
-    ``spill_threshold``; without it all content stays in memory. ``now`` is a coarse clock, moved by ``tick``.
+    ``rules`` hold for each dialogue until it is given others. ``open_spill(dialogue)`` gives an object with
+    ``write(memoryview)`` and ``close()`` for content beyond ``spill_threshold``; without it all content stays in
+    memory. ``now`` is a coarse clock in seconds, moved by ``tick``.
     """
 
-    def __init__(self, *, Book book not None, Counters counters=None, unsigned hooks=0, open_spill=None,
-                 uint64_t max_message_size=32 << 20, unsigned max_recipients=1000,
-                 unsigned max_command_line=2048, unsigned max_line_length=0, unsigned max_errors=20,
-                 str bare_newline="normalize", bint smtputf8=True, bint starttls=False,
-                 bint require_starttls=False, uint64_t spill_threshold=1 << 20,
-                 uint64_t memory_budget=256 << 20, double idle_timeout=300,
-                 double transaction_timeout=3600, double handler_timeout=300):
-        if max_command_line > HEADROOM:
-            raise ValueError(f"max_command_line is at most {HEADROOM}")
-        self.book = book
+    def __init__(self, *, Rules rules not None, Counters counters=None, open_spill=None,
+                 uint64_t spill_threshold=1 << 20, uint64_t memory_budget=256 << 20):
+        self.rules = rules
         self.counters = counters if counters is not None else Counters(bytearray(SLOT_BYTES))
         self.live = set()
-        self.hooks = hooks
         self.open_spill = open_spill
-        self.max_message_size = max_message_size
-        self.max_recipients = max_recipients
-        self.max_command_line = max_command_line
-        self.max_line_length = max_line_length
-        self.max_errors = max_errors
-        self.newlines = NEWLINES.index(bare_newline)
-        self.smtputf8 = smtputf8
-        self.starttls = starttls
-        self.require_starttls = require_starttls
         self.spill_threshold = spill_threshold
         self.memory_budget = memory_budget
-        self.idle_timeout = idle_timeout
-        self.transaction_timeout = transaction_timeout
-        self.handler_timeout = handler_timeout
         self.receive = <char *>malloc(HEADROOM + RECEIVE_CONTENT)
         if self.receive == NULL:
             raise MemoryError()

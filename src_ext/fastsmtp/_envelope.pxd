@@ -2,7 +2,8 @@
 
 
 cdef class Session:
-    cdef public object peer, ssl, host_name, proxy_data, auth_data, authenticated
+    cdef public object peer, ssl, host_name, proxy_data, auth_data, authenticated, loop
+    cdef object _login_data
     cdef public bint extended_smtp, tls
     cdef dict __dict__
 

@@ -5,19 +5,41 @@ Compiled because the dialogue writes them in its hot path; hooks and sinks read 
 of their own. Knows names and defaults. Refuses to know who sets what, and when.
 """
 
+import logging
+
 import cython
+
+_log = logging.getLogger("mail.log")
+_LOGIN_DATA = "Session.login_data is deprecated and will be removed in version 2.0"
 
 
 @cython.freelist(64)
 cdef class Session:
-    """What is known of a connection; it outlives STARTTLS, which resets only the hello name.
+    """What is known of a connection; it outlives STARTTLS, which resets the hello name and what AUTH told.
 
-    ``peer`` is the client's address as the socket gives it; ``ssl`` the ``ssl.SSLObject`` under TLS of either
-    kind, else ``None``; ``tls`` tells the same shorter; ``host_name`` what HELO or EHLO said.
+    ``peer`` is the client's address as the socket gives it; ``tls`` tells whether TLS of either kind is on, and
+    ``ssl`` of what kind: the ``ssl.SSLObject``, or in aiosmtpd's interface its facts by name; ``host_name`` what HELO or
+    EHLO said; ``proxy_data`` what a PROXY header said; ``authenticated`` and ``auth_data`` what AUTH found. ``loop``
+    is the event loop, where somebody gave it.
     """
 
-    def __init__(self):
-        pass
+    def __init__(self, loop=None):
+        self.loop = loop
+
+    @property
+    def login_data(self):
+        """What ``auth_data`` was before aiosmtpd had it; each use is logged."""
+        _log.warning(_LOGIN_DATA)
+        return self._login_data
+
+    @login_data.setter
+    def login_data(self, value):
+        _log.warning(_LOGIN_DATA)
+        self._login_data = value
+
+    def note_login(self, login):
+        """Sets ``login_data`` without a word, for those who keep it up to date."""
+        self._login_data = login
 
 
 @cython.freelist(256)

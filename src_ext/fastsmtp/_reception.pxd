@@ -3,6 +3,7 @@
 from libc.stdint cimport uint8_t, uint64_t
 
 from fastsmtp._engine cimport Engine, Memory
+from fastsmtp._rules cimport Rules
 from fastsmtp.content cimport content
 
 
@@ -18,6 +19,7 @@ cdef class Reception:
     cdef size_t length          # octets of content in memory
     cdef object spill
     cdef bint no_room
+    cdef bint first_fault       # of a long line and too many octets, what came first counts
     # octets behind the content, saved from memory that is no more its own
     cdef char *rest
     cdef size_t rest_length
@@ -40,4 +42,4 @@ cdef class Reception:
     cdef int _lose(self) except -1
 
 
-cdef Reception receive(Engine engine, object dialogue, double now)
+cdef Reception receive(Engine engine, Rules rules, object dialogue, double now)

@@ -18,6 +18,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from fastsmtp._engine cimport *
+from fastsmtp._rules cimport *
 from fastsmtp.content cimport *
 from fastsmtp.scan cimport scan_dots, scan_dots_scalar, scan_init, scan_strict, scan_strict_scalar
 
@@ -32,13 +33,14 @@ cdef enum:
 KERNEL = (<bytes>scan_init()).decode()
 
 
-cdef Reception receive(Engine engine, object dialogue, double now):
+cdef Reception receive(Engine engine, Rules rules, object dialogue, double now):
     """Begins to receive a message."""
     cdef Reception reception = Reception.__new__(Reception)
     reception.engine = engine
     reception.dialogue = dialogue
+    reception.first_fault = rules.lenient
     reception.began = now
-    content_begin(&reception.content, engine.newlines, engine.max_message_size, engine.max_line_length)
+    content_begin(&reception.content, rules.newlines, rules.max_message_size, rules.max_line_length)
     return reception
 
 
@@ -205,7 +207,7 @@ cdef class Reception:
         cdef content *c = &self.content
         if self.spill is not None and not c.too_big:
             self._spill_memory()
-        if c.too_big:
+        if c.too_big and not (self.first_fault and c.long_line):
             return REPLY_TOO_BIG
         if c.newlines == NEWLINES_REJECT and (c.bare_cr or c.bare_lf):
             return REPLY_CONTENT_NEWLINE

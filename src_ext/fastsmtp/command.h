@@ -13,8 +13,8 @@
 
 enum verb {
     VERB_HELO, VERB_EHLO, VERB_MAIL, VERB_RCPT, VERB_DATA, VERB_RSET, VERB_NOOP, VERB_QUIT, VERB_VRFY, VERB_HELP,
-    VERB_STARTTLS,
-    VERB_KNOWN,   /* in some RFC, not offered here: AUTH BDAT EXPN LHLO ETRN TURN */
+    VERB_STARTTLS, VERB_AUTH, VERB_EXPN, VERB_LHLO,
+    VERB_KNOWN,   /* in some RFC, not offered here: BDAT ETRN TURN */
     VERB_FOREIGN, /* another protocol's, e.g. a browser made to post mail */
     VERB_UNKNOWN,
     VERBS
@@ -22,6 +22,8 @@ enum verb {
 
 struct command {
     enum verb verb;
+    const char *word;     /* the verb as it was sent */
+    size_t word_length;
     const char *argument; /* without the space before it; trailing blanks are gone */
     size_t length;
 };
@@ -45,12 +47,22 @@ enum argument_result {
     ARGUMENT_ADDRESS,   /* the path is malformed or over its sizes */
     ARGUMENT_VALUE,     /* a parameter given twice, or with a value that it cannot have */
     ARGUMENT_PARAMETER, /* a parameter that nobody offered */
-    ARGUMENT_NON_ASCII  /* an address that needs SMTPUTF8, which was not asked for */
+    ARGUMENT_NON_ASCII, /* an address that needs SMTPUTF8, which was not asked for */
+    ARGUMENT_BODY,      /* lenient only: BODY with another value than it can have ... */
+    ARGUMENT_UTF8_VALUE /* ... and SMTPUTF8 with any */
 };
 
 /* The arguments of MAIL and RCPT. `offered` are the bits of the parameters to understand; `utf8` tells RCPT that
    MAIL came with SMTPUTF8.  */
 enum argument_result parse_mail(const char *p, size_t n, unsigned offered, struct transaction_argument *argument);
 enum argument_result parse_rcpt(const char *p, size_t n, int utf8, struct transaction_argument *argument);
+
+/* The same, as aiosmtpd has it: first the path, without brackets or domain if the client likes, then the
+   parameters, of which the last of a kind counts. `keyword` is "FROM:" or "TO:". Parameters that are not
+   `offered` are passed over when `pass` is set. PARAMETER_SMTPUTF8 is told apart whether offered or not.  */
+enum argument_result parse_lenient_path(const char *p, size_t n, const char *keyword, size_t max_local_part,
+                                        struct transaction_argument *argument);
+enum argument_result parse_lenient_parameters(const char *p, size_t n, unsigned offered, int pass,
+                                              struct transaction_argument *argument);
 
 #endif

@@ -7,6 +7,9 @@ cdef extern from "grammar.h" nogil:
         size_t length
         int non_ascii
 
+    enum path_result:
+        PATH_OK
+
     enum parameter_result:
         PARAMETER_OK
 
@@ -17,6 +20,7 @@ cdef extern from "grammar.h" nogil:
         size_t value_length
 
     parameter_result next_parameter(const char *p, size_t n, size_t *at, parameter *parameter)
+    path_result parse_lenient_address(const char *p, size_t n, path *path, size_t *end)
     int valid_utf8(const char *p, size_t n)
 
 
@@ -33,6 +37,9 @@ cdef extern from "command.h" nogil:
         VERB_VRFY
         VERB_HELP
         VERB_STARTTLS
+        VERB_AUTH
+        VERB_EXPN
+        VERB_LHLO
         VERB_KNOWN
         VERB_FOREIGN
         VERB_UNKNOWN
@@ -40,6 +47,8 @@ cdef extern from "command.h" nogil:
 
     struct command:
         verb verb
+        const char *word
+        size_t word_length
         const char *argument
         size_t length
 
@@ -63,6 +72,12 @@ cdef extern from "command.h" nogil:
         ARGUMENT_VALUE
         ARGUMENT_PARAMETER
         ARGUMENT_NON_ASCII
+        ARGUMENT_BODY
+        ARGUMENT_UTF8_VALUE
 
     argument_result parse_mail(const char *p, size_t n, unsigned offered, transaction_argument *argument)
     argument_result parse_rcpt(const char *p, size_t n, int utf8, transaction_argument *argument)
+    argument_result parse_lenient_path(const char *p, size_t n, const char *keyword, size_t max_local_part,
+                                       transaction_argument *argument)
+    argument_result parse_lenient_parameters(const char *p, size_t n, unsigned offered, int pass_,
+                                             transaction_argument *argument)

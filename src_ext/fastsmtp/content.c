@@ -34,7 +34,7 @@ static void store(struct content *c, struct out *out, const uint8_t *p, size_t n
 static void end_line(struct content *c, size_t octets)
 {
     c->line += octets;
-    if (c->line > (uint64_t)c->max_line + 2)
+    if (c->line > (uint64_t)c->max_line + 2 && !c->too_big)
         c->long_line = 1;
     c->line = 0;
 }
@@ -51,7 +51,7 @@ static void measure(struct content *c, const uint8_t *p, size_t n)
         }
     }
     c->line += (size_t)(end - begin);
-    if (c->line > (uint64_t)c->max_line + 2)
+    if (c->line > (uint64_t)c->max_line + 2 && !c->too_big)
         c->long_line = 1;
 }
 

@@ -25,7 +25,7 @@ struct content {
     uint8_t newlines;
     uint8_t bare_cr;       /* a CR without LF was seen */
     uint8_t bare_lf;       /* a LF without CR was seen */
-    uint8_t long_line;     /* a line was longer than max_line */
+    uint8_t long_line;     /* a line was longer than max_line, before the content was too big */
     uint8_t too_big;       /* more than max_size octets; what follows is not stored */
     uint32_t max_line;     /* octets without CRLF; 0 = any */
     uint64_t line;         /* octets of the current line, kept only under max_line */

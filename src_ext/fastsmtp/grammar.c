@@ -33,6 +33,7 @@ __attribute__((constructor)) static void fill_classes(void)
 
 struct reader {
     const uint8_t *p, *end;
+    int lenient; /* any length, and any dot-atom as a domain */
     int non_ascii;
 };
 
@@ -81,12 +82,14 @@ static int read_local_part(struct reader *r)
     const uint8_t *begin = r->p;
     if (!(is(r, '"') ? read_quoted_string(r) : read_dot_string(r)))
         return 0;
-    return r->p - begin <= MAX_LOCAL_PART;
+    return r->lenient || r->p - begin <= MAX_LOCAL_PART;
 }
 
 static int read_domain_name(struct reader *r)
 {
     const uint8_t *begin = r->p;
+    if (r->lenient)
+        return read_dot_string(r);
     for (;;) {
         const uint8_t *label = r->p;
         size_t length = run(r, LABEL);
@@ -210,39 +213,58 @@ static int read_source_route(struct reader *r)
     }
 }
 
+/* What is within the brackets of a path. */
+static int read_path(struct reader *r, struct path *path)
+{
+    int route = is(r, '@');
+    if (route && !read_source_route(r))
+        return 0;
+    const uint8_t *address = r->p;
+    if (!read_local_part(r))
+        return 0;
+    path->local_length = (size_t)(r->p - address);
+    if (is(r, '@')) {
+        r->p++;
+        if (!(is(r, '[') ? read_address_literal(r) : read_domain_name(r)))
+            return 0;
+    } else if (route) {
+        return 0;
+    } else {
+        path->domainless = 1;
+    }
+    path->address = (const char *)address;
+    path->length = (size_t)(r->p - address);
+    path->non_ascii = r->non_ascii != 0;
+    return 1;
+}
+
 enum path_result parse_path(const char *p, size_t n, struct path *path, size_t *end)
 {
-    struct reader r = {(const uint8_t *)p, (const uint8_t *)p + n, 0};
+    struct reader r = {(const uint8_t *)p, (const uint8_t *)p + n, 0, 0};
     memset(path, 0, sizeof *path);
     if (!is(&r, '<'))
         return PATH_NO_BRACKET;
     r.p++;
-    if (is(&r, '>')) {
-        *end = 2;
-        return PATH_OK;
-    }
-    int route = is(&r, '@');
-    if (route && !read_source_route(&r))
+    if (!is(&r, '>') && !(read_path(&r, path) && is(&r, '>')))
         return PATH_MALFORMED;
-    const uint8_t *address = r.p;
-    if (!read_local_part(&r))
-        return PATH_MALFORMED;
-    if (is(&r, '@')) {
-        r.p++;
-        if (!(is(&r, '[') ? read_address_literal(&r) : read_domain_name(&r)))
-            return PATH_MALFORMED;
-    } else if (route) {
-        return PATH_MALFORMED;
-    } else {
-        path->domainless = 1;
-    }
-    if (!is(&r, '>'))
-        return PATH_MALFORMED;
-    path->address = (const char *)address;
-    path->length = (size_t)(r.p - address);
-    path->non_ascii = r.non_ascii != 0;
     *end = (size_t)(r.p + 1 - (const uint8_t *)p);
     return *end <= MAX_PATH ? PATH_OK : PATH_MALFORMED;
+}
+
+enum path_result parse_lenient_address(const char *p, size_t n, struct path *path, size_t *end)
+{
+    struct reader r = {(const uint8_t *)p, (const uint8_t *)p + n, 1, 0};
+    memset(path, 0, sizeof *path);
+    if (is(&r, '<')) {
+        r.p++;
+        if (!is(&r, '>') && !(read_path(&r, path) && is(&r, '>')))
+            return PATH_MALFORMED;
+        r.p++;
+    } else if (is(&r, '@') || !read_path(&r, path)) {
+        return PATH_MALFORMED;
+    }
+    *end = (size_t)(r.p - (const uint8_t *)p);
+    return *end == n || p[*end] == ' ' || p[*end] == '\t' ? PATH_OK : PATH_MALFORMED;
 }
 
 enum parameter_result next_parameter(const char *p, size_t n, size_t *at, struct parameter *parameter)
@@ -256,7 +278,7 @@ enum parameter_result next_parameter(const char *p, size_t n, size_t *at, struct
         *at = i;
         return PARAMETER_NONE;
     }
-    struct reader r = {(const uint8_t *)p + i, (const uint8_t *)p + n, 0};
+    struct reader r = {(const uint8_t *)p + i, (const uint8_t *)p + n, 0, 0};
     parameter->keyword = p + i;
     if (!(classes[*r.p] & LETTER_DIGIT) || *r.p >= 0x80)
         return PARAMETER_MALFORMED;

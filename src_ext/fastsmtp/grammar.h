@@ -14,6 +14,7 @@ enum { MAX_LOCAL_PART = 64, MAX_DOMAIN = 255, MAX_PATH = 256, MAX_LABEL = 63 };
 struct path {
     const char *address; /* the mailbox, without angle brackets and source route */
     size_t length;       /* 0: the null path */
+    size_t local_length; /* of its local part */
     int non_ascii;       /* it needs SMTPUTF8 */
     int domainless;      /* a local-part alone */
 };
@@ -22,6 +23,9 @@ enum path_result { PATH_OK, PATH_NO_BRACKET, PATH_MALFORMED };
 
 /* Reads a path at the beginning of p; *end is set just behind its ">".  */
 enum path_result parse_path(const char *p, size_t n, struct path *path, size_t *end);
+
+/* The same for those who write it without brackets, without a domain, or at any length. */
+enum path_result parse_lenient_address(const char *p, size_t n, struct path *path, size_t *end);
 
 struct parameter {
     const char *keyword, *value; /* value NULL: there was no "=" */

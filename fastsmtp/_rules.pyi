@@ -1,0 +1,103 @@
+from collections.abc import Collection, Mapping
+from typing import Final, Literal, final
+
+ASKS: Final[tuple[str, ...]]
+HOOKS: Final[dict[str, int]]
+VERB_BITS: Final[dict[str, int]]
+REPLIES_NAMES: Final[tuple[str, ...]]
+
+@final
+class Book:
+    def __init__(self, texts: Mapping[str, bytes]) -> None: ...
+    def __getitem__(self, name: str) -> bytes: ...
+
+@final
+class Rules:
+    def __init__(
+        self,
+        *,
+        book: Book,
+        hooks: int = 0,
+        verbs: int = ...,
+        lenient: bool = False,
+        lmtp: bool = False,
+        bare_newline: Literal["normalize", "reject", "keep"] = "normalize",
+        smtputf8: bool = True,
+        eight_bit: bool = True,
+        starttls: bool = False,
+        require_starttls: bool = False,
+        require_auth: bool = False,
+        auth_in_clear: bool = False,
+        mechanisms: Collection[str] = ...,
+        pass_parameters: bool = False,
+        whole: int = 0,
+        own_verbs: Collection[str] = ...,
+        makes_facts: bool = False,
+        max_message_size: int = ...,
+        max_recipients: int = 1000,
+        max_command_line: int = 2048,
+        max_command: int = 0,
+        max_line_length: int = 0,
+        max_local_part: int = 0,
+        max_errors: int = 20,
+        call_limits: dict[str, int] | None = None,
+        idle_timeout: float = 300,
+        transaction_timeout: float = 3600,
+        handler_timeout: float = 300,
+    ) -> None: ...
+    @property
+    def book(self) -> Book: ...
+    @property
+    def hooks(self) -> int: ...
+    @property
+    def verbs(self) -> int: ...
+    @property
+    def lenient(self) -> bool: ...
+    @property
+    def lmtp(self) -> bool: ...
+    @property
+    def smtputf8(self) -> bool: ...
+    @property
+    def eight_bit(self) -> bool: ...
+    @property
+    def starttls(self) -> bool: ...
+    @property
+    def require_starttls(self) -> bool: ...
+    @property
+    def require_auth(self) -> bool: ...
+    @property
+    def auth_in_clear(self) -> bool: ...
+    @property
+    def mechanisms(self) -> frozenset[str]: ...
+    @property
+    def pass_parameters(self) -> bool: ...
+    @property
+    def whole(self) -> int: ...
+    @property
+    def own_verbs(self) -> frozenset[str]: ...
+    @property
+    def makes_facts(self) -> bool: ...
+    @property
+    def max_message_size(self) -> int: ...
+    @property
+    def max_command_line(self) -> int: ...
+    @property
+    def max_command(self) -> int: ...
+    @property
+    def max_line_length(self) -> int: ...
+    @property
+    def max_local_part(self) -> int: ...
+    @property
+    def max_recipients(self) -> int: ...
+    @property
+    def max_errors(self) -> int: ...
+    @property
+    def call_limits(self) -> dict[str, int] | None: ...
+    @property
+    def idle_timeout(self) -> float: ...
+    @property
+    def transaction_timeout(self) -> float: ...
+    @property
+    def handler_timeout(self) -> float: ...
+    @property
+    def newlines(self) -> int: ...
