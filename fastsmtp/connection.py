@@ -33,6 +33,8 @@ _TLS_OK = index("fastsmtp_tls_handshakes_total", "ok")
 _TLS_FAILED = index("fastsmtp_tls_handshakes_total", "failed")
 _HANDLER_ERRORS = index("fastsmtp_handler_errors_total", STAGES[0])
 
+LATER = object()  # what a call gives when it will have the ask answered itself
+
 
 class Site:
     """What all connections of a worker share beyond the engine.
@@ -77,6 +79,11 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         self._paused = False
         self._at_eof = False
         self.transport: asyncio.Transport | None = None
+
+    @property
+    def tls_context(self) -> ssl.SSLContext | None:
+        """What STARTTLS begins TLS with."""
+        return self._site.tls
 
     @property
     def hostname(self) -> str:
@@ -131,7 +138,9 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         # A client may shut its sending side and read on: what it asked before gets its answer.
         self._at_eof = True
-        return self.asked != 0 and not self.session.tls  # TLS has no half of a connection
+        if self.session.tls or self.responding:  # TLS has no half of a connection, and no line will come
+            return False
+        return self.asked != 0
 
     def pause_writing(self) -> None:
         self.hold_back()
@@ -186,6 +195,8 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
             future: asyncio.Future[Any] = self._site.loop.create_task(result)
         elif asyncio.isfuture(result):
             future = result
+        elif result is LATER:
+            return None
         else:
             return self._reply(kind, result)
         self._pending = future
@@ -225,13 +236,14 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
 
     async def _start_tls(self) -> None:
         site, transport = self._site, self.transport
-        if site.tls is None or transport is None or transport.is_closing():
+        context = self.tls_context
+        if context is None or transport is None or transport.is_closing():
             return
         secured: asyncio.Transport | None = None
         self.handshake()
         try:
             secured = await site.loop.start_tls(
-                transport, self, site.tls, server_side=True, ssl_handshake_timeout=site.tls_timeout
+                transport, self, context, server_side=True, ssl_handshake_timeout=site.tls_timeout
             )
         except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
             self.engine.counters.add(_TLS_FAILED)
@@ -275,18 +287,25 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
             return
         self._pending = None
         kind = self.asked
+        reply: bytes | None
         if future.cancelled():
-            log.warning("handle_%s was cancelled", ASKS[kind])
+            if not self.closed:
+                log.warning("handle_%s was cancelled", ASKS[kind])
             reply = self.rules.book["HANDLER_FAILED"]
         elif (error := future.exception()) is not None:
             reply = self._failure(kind, error)
         else:
             reply = self._reply(kind, future.result())
+        if reply is not None:
+            self.answered(reply)
+
+    def answered(self, reply: bytes) -> None:
+        """Gives the answer to a hook that took its time."""
         self.answer(reply)
         if self._at_eof and not self.asked:
             self.hang_up()
 
-    def _reply(self, kind: int, result: object) -> bytes:
+    def _reply(self, kind: int, result: object) -> bytes | None:
         try:
             if kind == _DATA and self._site.queues:
                 return b"250 2.0.0 Ok: queued as %s\r\n" % cast("str", result).encode()
@@ -302,7 +321,8 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         except NotAReply as error:
             return self._failure(kind, error)
 
-    def _failure(self, kind: int, error: BaseException) -> bytes:
+    def _failure(self, kind: int, error: BaseException) -> bytes | None:
+        """The reply to a hook that failed, or ``None`` if ``answered`` will be called."""
         if isinstance(error, SMTPError):
             try:
                 return from_error(error, kind)

@@ -39,7 +39,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 # Called with the connection, the argument and the options of an ask; gives a status or an awaitable of one.
 Call: TypeAlias = "Callable[[Caller, Any, Any], Any]"
 
-_NAMES = {f"handle_{name}": kind for kind, name in enumerate(ASKS) if name}
+_ASKED_ELSEWHERE = frozenset({"AUTH", "COMMAND"})
+_NAMES = {f"handle_{name}": kind for kind, name in enumerate(ASKS) if name and name not in _ASKED_ELSEWHERE}
 _DISCONNECT = "handle_DISCONNECT"
 _STARTTLS = "handle_STARTTLS"
 _EXCEPTION = "handle_exception"
@@ -166,7 +167,7 @@ def _adapt_old_ehlo(hook: Callable[..., Any]) -> Call:
     """The 4-argument hook gives only the last line."""
 
     async def call(server: Caller, argument: Any, options: Any) -> Any:
-        status = await _settled(hook(server, server.session, server.envelope, argument))
+        status = await settled(hook(server, server.session, server.envelope, argument))
         accepted = isinstance(status, str) and status.startswith("250")
         return [*server.ehlo_lines[:-1], status] if accepted else status
 
@@ -178,11 +179,11 @@ def _rescued(call: Call, rescue: Callable[..., Any]) -> Call:
 
     async def rescued(server: Caller, argument: Any, options: Any) -> Any:
         try:
-            return await _settled(call(server, argument, options))
+            return await settled(call(server, argument, options))
         except SMTPError:
             raise
         except Exception as error:
-            status = await _settled(rescue(error))
+            status = await settled(rescue(error))
             if status is None:
                 raise
             return status
@@ -190,7 +191,8 @@ def _rescued(call: Call, rescue: Callable[..., Any]) -> Call:
     return rescued
 
 
-async def _settled(result: Any) -> Any:
+async def settled(result: Any) -> Any:
+    """What a hook gives, whether it is to be awaited or not."""
     return await result if inspect.isawaitable(result) else result
 
 

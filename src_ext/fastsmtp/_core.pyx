@@ -125,11 +125,11 @@ cdef class Dialogue:
     are changed. A dialogue begins with ``connect`` and ends with ``disconnect``.
     """
 
-    def __cinit__(self, Engine engine not None, *args, **kwargs):
-        self.engine = engine
-        self.rules = engine.rules
+    def __cinit__(self, engine=None, *args, **kwargs):
         self.tail = NULL
         self.phase = PHASE_NEW
+        if isinstance(engine, Engine):
+            self.join(engine)
 
     def __dealloc__(self):
         free(self.tail)
@@ -166,8 +166,9 @@ cdef class Dialogue:
         """Called when content could not be stored, with the exception; the client is told 452 4.3.1."""
 
     def preface(self, octets):
-        """Called with what comes before the greeting, after ``expect_preface``: returns how many octets it took,
-        which is all of them until it calls ``connect``.
+        """Called with what comes before the greeting, after ``expect_preface``: returns how many octets of it belong
+        to the preface, which is then whole, or -1 when all do and it is not. After it ``connect`` is called, now or
+        later.
         """
         raise NotImplementedError
 
@@ -189,6 +190,12 @@ cdef class Dialogue:
 
     # --- beginning and end ----------------------------------------------------------------------------------
 
+    def join(self, Engine engine not None):
+        """Makes ``engine`` its own, with its rules; for a subclass that is not made with one."""
+        self.engine = engine
+        self.rules = engine.rules
+
+    @cython.nonecheck(True)
     def connect(self, write):
         """Begins: greets, or asks the CONNECT hook. ``write`` takes the octets of a turn's replies."""
         cdef Engine engine = self.engine
@@ -280,6 +287,7 @@ cdef class Dialogue:
 
     # --- octets in ------------------------------------------------------------------------------------------
 
+    @cython.nonecheck(True)
     def get_buffer(self, sizehint):
         """Where the next octets go: the worker's buffer, or the memory of the message that comes."""
         cdef object buffer = None
@@ -307,7 +315,7 @@ cdef class Dialogue:
             if self.in_handshake:
                 self._keep(p, nbytes, True)
                 return
-            if self._waits() or self.phase == PHASE_NEW:
+            if self._waits():
                 # One read may be kept; then nothing more is read until there is an answer.
                 self._keep(p, nbytes, True)
                 self.pause_reading()
@@ -405,7 +413,8 @@ cdef class Dialogue:
 
     cdef bint _waits(self) noexcept:
         """Whether nothing that the client sends can be taken now."""
-        return self.held_back or (self.asking != ASK_NOTHING and self.phase != PHASE_RESPONSE)
+        return (self.held_back or self.phase == PHASE_NEW
+                or (self.asking != ASK_NOTHING and self.phase != PHASE_RESPONSE))
 
     def take_turn(self):
         """Reading goes on after ``give_way``, unless something else keeps it."""
@@ -451,6 +460,12 @@ cdef class Dialogue:
         elif self.phase != PHASE_CLOSED:
             self._leave(REPLY_IDLE)
 
+    def end(self):
+        """Ends the connection without a word."""
+        if self.phase != PHASE_CLOSED:
+            self._close()
+            self._flush()
+
     def shut_down(self):
         """Tells the client that the server goes away (421 4.3.2) and ends."""
         if self.phase == PHASE_SECURE:
@@ -486,16 +501,19 @@ cdef class Dialogue:
 
     cdef int _consume(self, char *p, size_t n) except -1:
         cdef size_t at = 0, taken
+        cdef Py_ssize_t prefaced
         while at < n:
             if self.phase >= PHASE_SECURE:
                 return 0    # what follows the last command is nobody's
             if self._waits():
                 return self._keep(p + at, n - at, True)
             if self.phase == PHASE_PREFACE:
-                at += self.preface(p[at:n])
+                prefaced = self.preface(p[at:n])
+                if prefaced < 0:
+                    return 0
+                at += prefaced
                 if self.phase == PHASE_PREFACE:
-                    # Who is taken for a client is not known yet.
-                    return self._keep(p + at, n - at, True)
+                    self.phase = PHASE_NEW
             elif self.phase == PHASE_CONTENT:
                 at += self.reception.take(p + at, n - at)
                 if self.reception.ended():
@@ -1068,6 +1086,7 @@ cdef class Dialogue:
                 self.envelope.rcpt_tos = []
         return self.envelope
 
+    @cython.nonecheck(True)
     cdef Session _the_session(self):
         if self._session is None:
             self._session = self.make_session() if self.rules.makes_facts else Session.__new__(Session)

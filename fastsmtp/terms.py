@@ -1,0 +1,281 @@
+"""The terms on which an ``SMTP`` of aiosmtpd's interface serves: rules, hooks and mechanisms, made once for all
+connections that are alike.
+
+Knows aiosmtpd's hooks and parameters, and what they mean to the dialogue. Refuses to know connections: a call
+finds the handler on the connection that makes it, so that terms hold for every handler of the same class.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from fastsmtp._rules import ASKS, HOOKS, VERB_BITS, Rules
+from fastsmtp.hooks import Call, Plan, settled
+from fastsmtp.replies import aiosmtpd
+from fastsmtp.sasl import mechanism_names
+
+_BUILT_IN = "__fastsmtp_built_in__"
+_HOOKS = ("HELO", "EHLO", "MAIL", "RCPT", "DATA", "RSET", "NOOP", "QUIT", "VRFY")
+_OK = "250 OK"
+
+
+class Parameters(NamedTuple):
+    """What terms depend on. ``hooks`` are the hooks that the handler itself has, beyond those of its class."""
+
+    server: type[Any]
+    handler: type
+    hooks: frozenset[str]
+    ehlo_arity: int
+    data_size_limit: int
+    smtputf8: bool
+    decode_data: bool
+    hostname: str
+    ident: str
+    starttls: bool
+    require_starttls: bool
+    timeout: float
+    auth_required: bool
+    auth_require_tls: bool
+    auth_exclude_mechanism: frozenset[str]
+    command_call_limit: tuple[tuple[str, int], ...] | None
+    line_length_limit: int
+    command_size_limit: int
+    local_part_limit: int
+    esmtp_parameters: str
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """What follows from parameters. ``mechanisms`` says of each whether the server has it, and in which method;
+    ``commands`` gives the method's name by verb.
+    """
+
+    rules: Rules
+    plan: Plan
+    mechanisms: dict[str, tuple[bool, str]]
+    commands: dict[str, str]
+    old_ehlo: bool
+
+
+def built_in(method: Any) -> Any:
+    """Marks a command that the dialogue does itself unless a subclass has another."""
+    setattr(method, _BUILT_IN, True)
+    return method
+
+
+def hooks_of(handler: object) -> frozenset[str]:
+    """The names of the hooks that ``handler`` itself was given."""
+    own = getattr(handler, "__dict__", None)
+    return frozenset(name for name in own if name.startswith(("handle_", "auth_"))) if own else frozenset()
+
+
+def ehlo_arity(handler: object) -> int:
+    """How many arguments the EHLO hook takes: 4 or 5, or 0 without one. Raises ``RuntimeError`` for another."""
+    hook = getattr(handler, "handle_EHLO", None)
+    if hook is None:
+        return 0
+    arity = len(inspect.signature(hook).parameters)
+    if arity not in (4, 5):
+        raise RuntimeError("Unsupported EHLO Hook")
+    return arity
+
+
+@lru_cache(maxsize=256)
+def agree(parameters: Parameters) -> Terms:
+    """The terms that follow from ``parameters``."""
+    mechanisms = {name: (True, method) for name, method in mechanism_names(parameters.server).items()}
+    methods = {*dir(parameters.handler), *parameters.hooks}
+    for name, method in mechanism_names(parameters.handler).items():
+        mechanisms[name] = (False, method)
+    for method in parameters.hooks:
+        if method.startswith("auth_"):
+            mechanisms[method.removeprefix("auth_").replace("__", "-")] = (False, method)
+    for name in parameters.auth_exclude_mechanism:
+        mechanisms.pop(name, None)
+    commands = {
+        name.removeprefix("smtp_"): name
+        for name in dir(parameters.server)
+        if name.startswith("smtp_") and callable(getattr(parameters.server, name))
+    }
+    own = {
+        verb for verb, name in commands.items() if not hasattr(getattr(parameters.server, name), _BUILT_IN)
+    }
+    old_ehlo = parameters.ehlo_arity == 4
+    calls = _calls(parameters, methods, old_ehlo)
+    return Terms(
+        rules=_rules(parameters, mechanisms, commands, own, calls),
+        plan=_plan(methods, calls),
+        mechanisms=mechanisms,
+        commands=commands,
+        old_ehlo=old_ehlo,
+    )
+
+
+def _rules(
+    parameters: Parameters,
+    mechanisms: dict[str, tuple[bool, str]],
+    commands: dict[str, str],
+    own: set[str],
+    calls: dict[str, Call],
+) -> Rules:
+    limits = None
+    if parameters.command_call_limit is not None:
+        limits = dict(parameters.command_call_limit)
+    return Rules(
+        book=aiosmtpd(
+            parameters.hostname,
+            parameters.ident,
+            max_message_size=parameters.data_size_limit,
+            eight_bit=not parameters.decode_data,
+            smtputf8=parameters.smtputf8,
+            starttls=parameters.starttls,
+            mechanisms=mechanisms,
+            auth_in_clear=not parameters.auth_require_tls,
+        ),
+        hooks=sum(HOOKS[name] for name in calls),
+        verbs=sum(VERB_BITS.get(verb, 0) for verb in commands),
+        lenient=True,
+        lmtp=parameters.server.replies_to_each,
+        bare_newline="keep",
+        smtputf8=parameters.smtputf8,
+        eight_bit=not parameters.decode_data,
+        starttls=parameters.starttls,
+        require_starttls=parameters.require_starttls,
+        require_auth=parameters.auth_required,
+        auth_in_clear=not parameters.auth_require_tls,
+        mechanisms=mechanisms,
+        pass_parameters=parameters.esmtp_parameters == "pass",
+        whole=sum(VERB_BITS[verb] for verb in own if verb in VERB_BITS),
+        own_verbs=own - VERB_BITS.keys(),
+        makes_facts=True,
+        max_message_size=parameters.data_size_limit,
+        max_recipients=0,
+        max_command_line=parameters.line_length_limit,
+        max_command=parameters.command_size_limit,
+        max_line_length=max(0, parameters.line_length_limit - 2),
+        max_local_part=parameters.local_part_limit,
+        max_errors=5,
+        call_limits=limits,
+        idle_timeout=parameters.timeout,
+        transaction_timeout=max(3600.0, parameters.timeout),
+        handler_timeout=parameters.timeout,
+    )
+
+
+def _plan(methods: set[str], calls: dict[str, Call]) -> Plan:
+    """A plan of these calls; the handler is not looked at, since another may come in its place."""
+    plan = Plan(None, discard=True)
+    for name, call in calls.items():
+        plan.calls[ASKS.index(name)] = call
+    if "handle_STARTTLS" in methods:
+        plan.starttls = _hook("STARTTLS")
+    return plan
+
+
+def _calls(parameters: Parameters, methods: set[str], old_ehlo: bool) -> dict[str, Call]:
+    server = parameters.server
+    calls: dict[str, Call] = {
+        "AUTH": lambda server, words, options: server._authenticate_by(words),
+        "COMMAND": lambda server, command, options: server._begin_command(*command),
+    }
+    for name in _HOOKS:
+        if f"handle_{name}" in methods:
+            blocking = hasattr(getattr(parameters.handler, f"handle_{name}", None), "__fastsmtp_blocking__")
+            calls[name] = _in_thread(name) if blocking else _hook(name)
+    if old_ehlo:
+        calls["EHLO"] = _old_ehlo
+    if "DATA" not in calls and "process_message" in methods:
+        calls["DATA"] = _process_message
+    if parameters.decode_data:
+        calls["DATA"] = _decoded(calls.get("DATA"))
+    for hook, name in (("ehlo_hook", "EHLO"), ("rset_hook", "RSET")):
+        if hasattr(server, hook):
+            calls[name] = _after_old_hook(hook, name, calls.get(name))
+    return calls
+
+
+def _hook(name: str) -> Call:
+    """A hook of whatever handler the connection has. The shapes are written out: it is the way of every message."""
+    method = f"handle_{name}"
+    if name in ("MAIL", "RCPT"):
+        return lambda server, argument, options: getattr(server.event_handler, method)(
+            server, server.session, server.envelope, argument, options
+        )
+    if name in ("HELO", "VRFY"):
+        return lambda server, argument, options: getattr(server.event_handler, method)(
+            server, server.session, server.envelope, argument
+        )
+    if name == "NOOP":
+        return lambda server, argument, options: server.event_handler.handle_NOOP(
+            server, server.session, server.envelope, argument or None
+        )
+    if name == "EHLO":
+        return lambda server, argument, options: server.event_handler.handle_EHLO(
+            server, server.session, server.envelope, argument, server.ehlo_lines
+        )
+    return lambda server, argument, options: getattr(server.event_handler, method)(
+        server, server.session, server.envelope
+    )
+
+
+def _in_thread(name: str) -> Call:
+    call = _hook(name)
+    return lambda server, argument, options: server.in_thread(call, server, argument, options)
+
+
+async def _old_ehlo(server: Any, argument: Any, options: Any) -> Any:
+    """The 4-argument hook, which gives only the last line and may say some itself before."""
+    server.tell("".join(f"{line}\r\n" for line in server.ehlo_lines[:-1]).encode())
+    return await settled(
+        server.event_handler.handle_EHLO(server, server.session, server.envelope, argument)
+    )
+
+
+async def _process_message(server: Any, argument: Any, options: Any) -> Any:
+    warnings.warn(
+        "Use handler.handle_DATA() instead of .process_message()", DeprecationWarning, stacklevel=2
+    )
+    session, envelope = server.session, server.envelope
+    status = await settled(
+        server.event_handler.process_message(
+            session.peer, envelope.mail_from, envelope.rcpt_tos, envelope.content
+        )
+    )
+    return _OK if status is None else status
+
+
+def _decoded(call: Call | None) -> Call:
+    """A call for content as text."""
+
+    def decoded(server: Any, argument: Any, options: Any) -> Any:
+        envelope = server.envelope
+        try:
+            if server.enable_SMTPUTF8:
+                envelope.content = envelope.original_content.decode("utf-8", "surrogateescape")
+            else:
+                envelope.content = envelope.original_content.decode("ascii")
+        except UnicodeDecodeError:
+            return "500 Error: strict ASCII mode"
+        return _OK if call is None else call(server, argument, options)
+
+    return decoded
+
+
+def _after_old_hook(hook: str, name: str, call: Call | None) -> Call:
+    """What aiosmtpd's oldest subclasses have: a method that is called before the reply."""
+
+    async def after(server: Any, argument: Any, options: Any) -> Any:
+        warnings.warn(
+            f"Use handler.handle_{name}() instead of .{hook}()", DeprecationWarning, stacklevel=2
+        )
+        await settled(getattr(server, hook)())
+        if call is not None:
+            return await settled(call(server, argument, options))
+        return server.ehlo_lines if name == "EHLO" else _OK
+
+    return after
