@@ -101,20 +101,22 @@ class SmtpSink(Contender):
         return [program, *user, "-m", str(MOST_CONNECTIONS), f"inet:127.0.0.1:{port}", str(BACKLOG)]
 
 
-class Aiosmtpd(Contender):
-    name = "aiosmtpd"
-    title = "aiosmtpd on asyncio, handle_DATA returns at once"
-    share = 0.1
+class Protocol(Contender):
+    """A server of one's own made of a library's `SMTP` class."""
+
+    def __init__(self, name: str, title: str, library: str, share: float = 1.0) -> None:
+        self.name = name
+        self.title = title
+        self.share = share
+        self._library = library
 
     def missing(self) -> str | None:
-        return (
-            None
-            if importlib.util.find_spec("aiosmtpd")
-            else "aiosmtpd is not installed (pip install aiosmtpd)"
-        )
+        if importlib.util.find_spec(self._library):
+            return None
+        return f"{self._library} is not installed (pip install {self._library})"
 
     def command(self, port: int, *, counters: int | None, settings: Sequence[str]) -> list[str]:
-        return [sys.executable, "-m", "benchmarks.servers.aiosmtpd_server", str(port)]
+        return [sys.executable, "-m", "benchmarks.servers.smtp_protocol", self._library, str(port)]
 
     def count(self, server: Server, counters: int) -> int:
         return said_at_its_end(server)
@@ -165,8 +167,9 @@ HANDLERS = "benchmarks.servers.handlers"
 CONTENDERS: tuple[Contender, ...] = (
     Floor(),
     SmtpSink(),
-    Aiosmtpd(),
+    Protocol("aiosmtpd", "aiosmtpd on asyncio, handle_DATA returns at once", "aiosmtpd", share=0.1),
     Fastsmtp("fastsmtp", "fastsmtp --deliver discard:", "--deliver", "discard:"),
     Fastsmtp("fastsmtp-sync", "fastsmtp, handle_DATA as def", "--handler", f"{HANDLERS}:SyncHandler"),
     Fastsmtp("fastsmtp-async", "fastsmtp, handle_DATA as async def", "--handler", f"{HANDLERS}:AsyncHandler"),
+    Protocol("fastsmtp-smtp", "fastsmtp.smtp.SMTP on uvloop, the same program as aiosmtpd's", "fastsmtp"),
 )

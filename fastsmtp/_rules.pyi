@@ -33,10 +33,12 @@ class Rules:
         whole: int = 0,
         own_verbs: Collection[str] = ...,
         makes_facts: bool = False,
+        traced: bool = False,
         max_message_size: int = ...,
         max_recipients: int = 1000,
         max_command_line: int = 2048,
         max_command: int = 0,
+        max_commands: dict[str, int] | None = None,
         max_line_length: int = 0,
         max_local_part: int = 0,
         max_errors: int = 20,
@@ -78,11 +80,15 @@ class Rules:
     @property
     def makes_facts(self) -> bool: ...
     @property
+    def traced(self) -> bool: ...
+    @property
     def max_message_size(self) -> int: ...
     @property
     def max_command_line(self) -> int: ...
     @property
     def max_command(self) -> int: ...
+    @property
+    def max_commands(self) -> dict[str, int] | None: ...
     @property
     def max_line_length(self) -> int: ...
     @property

@@ -246,8 +246,7 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
                 transport, self, context, server_side=True, ssl_handshake_timeout=site.tls_timeout
             )
         except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
-            self.engine.counters.add(_TLS_FAILED)
-            log.info("TLS handshake with %s failed: %s", self.session.peer, error)
+            self.tls_failed(error)
         finally:
             self._pending = None
             if secured is None or self.closed:
@@ -263,6 +262,11 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         if site.plan.starttls is not None and not self._accepts_tls(site.plan.starttls):
             self.distrust()
         self.go_on()
+
+    def tls_failed(self, error: Exception) -> None:
+        """Called when the handshake after STARTTLS came to nothing; the connection is closed."""
+        self.engine.counters.add(_TLS_FAILED)
+        log.info("TLS handshake with %s failed: %s", self.session.peer, error)
 
     def _accepts_tls(self, call: Call) -> bool:
         try:

@@ -45,6 +45,7 @@ _DISCONNECT = "handle_DISCONNECT"
 _STARTTLS = "handle_STARTTLS"
 _EXCEPTION = "handle_exception"
 _ALL = (*_NAMES, _DISCONNECT, _STARTTLS, _EXCEPTION)
+_NO_HOOK = frozenset({"handle_message"})  # what aiosmtpd's Message handlers call themselves
 _NOT_OFFERED = frozenset({"handle_AUTH", "handle_PROXY", "handle_LHLO"})
 # Hooks that take one argument more than server, session and envelope; MAIL and RCPT take two.
 _ONE_ARGUMENT = frozenset({"handle_HELO", "handle_NOOP", "handle_VRFY"})
@@ -90,7 +91,7 @@ class Plan:
         rescue = getattr(handler, _EXCEPTION, None)
         for name in dir(handler) if handler is not None else ():
             hook = getattr(handler, name) if name.startswith("handle_") else None
-            if callable(hook) and name != _EXCEPTION:
+            if callable(hook) and name != _EXCEPTION and name not in _NO_HOOK:
                 self._add(name, hook, rescue)
         data = ASKS.index("DATA")
         if deliver is not None or discard:

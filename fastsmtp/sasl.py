@@ -64,7 +64,8 @@ class LoginPassword(NamedTuple):
     def __str__(self) -> str:
         return f"LoginPassword(login='{self.login.decode('utf-8', 'backslashreplace')}', password=...)"
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return str(self)
 
 
 class Challenger(Protocol):

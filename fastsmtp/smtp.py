@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import re
 import socket
 import ssl
 import tempfile
@@ -28,15 +27,16 @@ from fastsmtp.body import Spill
 from fastsmtp.connection import LATER, Connection, Site
 from fastsmtp.envelope import Envelope, Session
 from fastsmtp.errors import SMTPError
+from fastsmtp.legacy import Legacy
 from fastsmtp.proxy_protocol import ProxyData, ProxyParser
 from fastsmtp.replies import native
+from fastsmtp.sasl import CLIENT_AUTH_B as CLIENT_AUTH_B
+from fastsmtp.sasl import VALID_AUTHMECH as VALID_AUTHMECH
 from fastsmtp.sasl import (
     BAD_BASE64,
-    CLIENT_AUTH_B,
     FAILED,
     MISSING,
     SUCCEEDED,
-    VALID_AUTHMECH,
     AuthResult,
     LoginPassword,
     Missing,
@@ -209,7 +209,18 @@ class _Term:
         smtp._agree()
 
 
-class SMTP(Connection):
+class _Sizes(dict[str, int]):
+    """A dictionary whose changes hold at once."""
+
+    def __init__(self, smtp: SMTP) -> None:
+        self._agree = smtp._agree
+
+    def __setitem__(self, command: str, size: int) -> None:
+        super().__setitem__(command, size)
+        self._agree()
+
+
+class SMTP(Legacy, Connection):
     """One connection that takes mail for ``handler``, as aiosmtpd's ``SMTP`` does.
 
     A protocol factory for ``loop.create_server(lambda: SMTP(handler))`` on any asyncio loop. The parameters and
@@ -226,9 +237,9 @@ class SMTP(Connection):
     event_handler: Any = _Term()
     data_size_limit: int | None = cast("int | None", _Term())
     enable_SMTPUTF8: bool = cast("bool", _Term(False))
-    hostname: str = cast("str", _Term(""))  # type: ignore[assignment]
+    hostname: str = cast("str", _Term(""))
     require_starttls: bool = cast("bool", _Term(False))
-    tls_context: ssl.SSLContext | None = cast("ssl.SSLContext | None", _Term())  # type: ignore[assignment]
+    tls_context: ssl.SSLContext | None = cast("ssl.SSLContext | None", _Term())
     __ident__: str = cast("str", _Term(__ident__))
 
     AuthLoginUsernameChallenge = "User Name\x00"
@@ -256,6 +267,7 @@ class SMTP(Connection):
     _performance: asyncio.Future[None] | None = None
     _writable: asyncio.Future[None] | None = None
     _over: asyncio.Future[None] | None = None
+    _sizes: _Sizes | None = None
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -364,7 +376,9 @@ class SMTP(Connection):
                 command_call_limit=own["_call_limits"],
                 line_length_limit=self.line_length_limit,
                 command_size_limit=self.command_size_limit,
+                command_size_limits=tuple(sorted(self._sizes.items())) if self._sizes else (),
                 local_part_limit=self.local_part_limit or 0,
+                traced=log.isEnabledFor(logging.INFO),
                 esmtp_parameters=own["_esmtp_parameters"],
             )
         )
@@ -397,6 +411,13 @@ class SMTP(Connection):
     def data_received(self, data: bytes) -> None:
         """Takes octets from the client, for those who call a protocol by hand."""
         self.feed(data)
+
+    def trace(self, line: bytes) -> None:
+        log.info("%r >> %r", self.session.peer, sanitize(line))
+
+    def shut_down(self) -> None:
+        # Without a word, as aiosmtpd stops: smtplib's `with` raises for a 421 that answers its QUIT.
+        self.end()
 
     def eof_received(self) -> bool:
         if log.isEnabledFor(logging.INFO):
@@ -499,6 +520,14 @@ class SMTP(Connection):
         self.session.note_login(None)
         super().secured(_facts(self.transport, ssl), write)
 
+    def tls_failed(self, error: Exception) -> None:
+        super().tls_failed(error)
+        failure = TLSSetupException()
+        failure.__cause__ = error
+        future = self.loop.create_task(self._status_of(failure))
+        self._site.goodbyes.add(future)
+        future.add_done_callback(self._site.goodbyes.discard)
+
     # --- what hooks and subclasses use ----------------------------------------------------------------------
 
     async def push(self, status: str | bytes) -> None:
@@ -560,11 +589,12 @@ class SMTP(Connection):
 
     @property
     def command_size_limits(self) -> dict[str, int]:
-        """The longest lines of those commands that may be longer than others, in bytes."""
-        if not self.session.extended_smtp:
-            return {}
-        extra = (26 if self.data_size_limit else 0) + (10 if self.enable_SMTPUTF8 else 0)
-        return {"MAIL": self.command_size_limit + extra}
+        """The longest line of a command, in bytes, where it is not ``command_size_limit``. MAIL may be longer after
+        EHLO, by what its parameters take.
+        """
+        if self._sizes is None:
+            self._sizes = _Sizes(self)
+        return self._sizes
 
     def _create_session(self) -> Session:
         """Makes the session of a connection; to be overridden."""
@@ -711,14 +741,6 @@ class SMTP(Connection):
         response, self._response = self._response, None
         if response is not None and not response.done():
             response.set_result(line)
-
-    async def _auth_interact(self, server_message: str) -> bytes | Missing:
-        warnings.warn(
-            "_auth_interact will be deprecated in version 2.0. Please use challenge_auth() instead.",
-            DeprecationWarning,
-            stacklevel=2,
-        )
-        return await self.challenge_auth(re.sub("^334 ", "", server_message), encode_to_b64=False)
 
     async def auth_PLAIN(self, _: object, args: list[str]) -> AuthResult:
         """AUTH PLAIN; to be overridden."""

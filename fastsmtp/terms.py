@@ -12,16 +12,19 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from fastsmtp._rules import ASKS, HOOKS, VERB_BITS, Rules
-from fastsmtp.hooks import Call, Plan, settled
+from fastsmtp.hooks import Plan, settled
 from fastsmtp.replies import aiosmtpd
 from fastsmtp.sasl import mechanism_names
 
 _BUILT_IN = "__fastsmtp_built_in__"
 _HOOKS = ("HELO", "EHLO", "MAIL", "RCPT", "DATA", "RSET", "NOOP", "QUIT", "VRFY")
 _OK = "250 OK"
+
+# As ``hooks.Call``, but what it is called with is an ``SMTP``.
+Call: TypeAlias = "Callable[[Any, Any, Any], Any]"
 
 
 class Parameters(NamedTuple):
@@ -45,7 +48,9 @@ class Parameters(NamedTuple):
     command_call_limit: tuple[tuple[str, int], ...] | None
     line_length_limit: int
     command_size_limit: int
+    command_size_limits: tuple[tuple[str, int], ...]
     local_part_limit: int
+    traced: bool
     esmtp_parameters: str
 
 
@@ -153,10 +158,12 @@ def _rules(
         whole=sum(VERB_BITS[verb] for verb in own if verb in VERB_BITS),
         own_verbs=own - VERB_BITS.keys(),
         makes_facts=True,
+        traced=parameters.traced,
         max_message_size=parameters.data_size_limit,
         max_recipients=0,
         max_command_line=parameters.line_length_limit,
         max_command=parameters.command_size_limit,
+        max_commands=dict(parameters.command_size_limits) or None,
         max_line_length=max(0, parameters.line_length_limit - 2),
         max_local_part=parameters.local_part_limit,
         max_errors=5,
@@ -231,15 +238,11 @@ def _in_thread(name: str) -> Call:
 async def _old_ehlo(server: Any, argument: Any, options: Any) -> Any:
     """The 4-argument hook, which gives only the last line and may say some itself before."""
     server.tell("".join(f"{line}\r\n" for line in server.ehlo_lines[:-1]).encode())
-    return await settled(
-        server.event_handler.handle_EHLO(server, server.session, server.envelope, argument)
-    )
+    return await settled(server.event_handler.handle_EHLO(server, server.session, server.envelope, argument))
 
 
 async def _process_message(server: Any, argument: Any, options: Any) -> Any:
-    warnings.warn(
-        "Use handler.handle_DATA() instead of .process_message()", DeprecationWarning, stacklevel=2
-    )
+    warnings.warn("Use handler.handle_DATA() instead of .process_message()", DeprecationWarning, stacklevel=2)
     session, envelope = server.session, server.envelope
     status = await settled(
         server.event_handler.process_message(
@@ -270,9 +273,7 @@ def _after_old_hook(hook: str, name: str, call: Call | None) -> Call:
     """What aiosmtpd's oldest subclasses have: a method that is called before the reply."""
 
     async def after(server: Any, argument: Any, options: Any) -> Any:
-        warnings.warn(
-            f"Use handler.handle_{name}() instead of .{hook}()", DeprecationWarning, stacklevel=2
-        )
+        warnings.warn(f"Use handler.handle_{name}() instead of .{hook}()", DeprecationWarning, stacklevel=2)
         await settled(getattr(server, hook)())
         if call is not None:
             return await settled(call(server, argument, options))

@@ -15,12 +15,16 @@ PACKAGE = Path(fastsmtp.__file__).parent
 LAYERS = (
     ("_version", "errors"),
     ("_rules", "_envelope", "_engine", "_reception", "_core"),
-    ("replies", "body"),
+    ("replies", "body", "proxy_protocol"),
     ("envelope", "sockets", "metrics", "config"),
-    ("hooks", "sinks"),
+    ("hooks", "sasl", "proxied", "sinks"),
     ("connection",),
     ("worker", "supervisor", "exporter"),
     ("service",),
+    ("terms", "legacy"),
+    ("smtp",),
+    ("lmtp", "handlers"),
+    ("controller",),
     ("", "cli"),  # "" is the package itself
     ("__main__",),
 )

@@ -39,6 +39,20 @@ cdef extern from *:
     double monotonic "fastsmtp_monotonic"() noexcept nogil
 
 
+def parse_address(str text not None):
+    """What aiosmtpd takes for an address at the beginning of ``text``, and what follows it.
+
+    Raises ``ValueError`` for what is none.
+    """
+    cdef bytes octets = text.encode("utf-8", "surrogateescape")
+    cdef path path
+    cdef size_t end
+    if parse_lenient_address(PyBytes_AS_STRING(octets), len(octets), &path, &end) != PATH_OK:
+        raise ValueError(f"no address: {text!r}")
+    address = path.address[:path.length].decode("utf-8", "surrogateescape") if path.length else "<>"
+    return address, octets[end:].decode("utf-8", "surrogateescape")
+
+
 # --- the tables ---------------------------------------------------------------------------------------------
 # Verb by state, strictly and leniently. A cell is something to do, or the reply that refuses it (as a negative
 # number).
@@ -171,6 +185,9 @@ cdef class Dialogue:
         later.
         """
         raise NotImplementedError
+
+    def trace(self, line):
+        """Called with each command line, where the rules say so."""
 
     def responded(self, line):
         """Called with the line that answers ``challenge``, or ``None`` when the client was refused instead."""
@@ -343,7 +360,8 @@ cdef class Dialogue:
     def answer(self, bytes reply not None):
         """The reply, with CRLF, to what ``ask`` left open; goes on with what came meanwhile.
 
-        It may be empty for AUTH and for a whole command, when all is said. Raises ``RuntimeError`` when nothing was asked. After the end of the connection it does nothing.
+        It may be empty for AUTH and for a whole command, when all is said. Raises ``RuntimeError`` when nothing was
+        asked. After the end of the connection it does nothing.
         """
         if self.asking == ASK_NOTHING:
             raise RuntimeError("an answer that nobody asked for")
@@ -633,6 +651,8 @@ cdef class Dialogue:
         for i in range(n):
             octets |= <uint8_t>line[i]
             bad |= line[i] == 0 or line[i] == b"\r"
+        if rules.traced:
+            self.trace(line[:n])
         if n == 0 and rules.lenient:
             return self._say(REPLY_BAD_SYNTAX)
         parse_command(line, n, &c)
@@ -675,12 +695,14 @@ cdef class Dialogue:
                     return REPLY_BAD_SYNTAX
         if not self.rules.smtputf8:
             return REPLY_NOT_ASCII
-        return 0 if valid_utf8(line, n) else REPLY_BAD_OCTETS
+        return 0 if self.rules.lenient or valid_utf8(line, n) else REPLY_BAD_OCTETS
 
     cdef size_t _longest(self, command *c) except 0:
         """Octets that a command may have: MAIL gets room for its parameters (RFC 1870 3, RFC 6531 3.4)."""
         cdef Rules rules = self.rules
         cdef size_t longest = rules.max_command
+        if rules.max_commands is not None:
+            longest = rules.max_commands.get(self._verb(c), longest)
         if c.verb == VERB_MAIL and self._the_session().extended_smtp:
             longest += (26 if rules.max_message_size else 0) + (10 if rules.smtputf8 else 0)
         return longest

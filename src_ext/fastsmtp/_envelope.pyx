@@ -18,9 +18,9 @@ cdef class Session:
     """What is known of a connection; it outlives STARTTLS, which resets the hello name and what AUTH told.
 
     ``peer`` is the client's address as the socket gives it; ``tls`` tells whether TLS of either kind is on, and
-    ``ssl`` of what kind: the ``ssl.SSLObject``, or in aiosmtpd's interface its facts by name; ``host_name`` what HELO or
-    EHLO said; ``proxy_data`` what a PROXY header said; ``authenticated`` and ``auth_data`` what AUTH found. ``loop``
-    is the event loop, where somebody gave it.
+    ``ssl`` of what kind: the ``ssl.SSLObject``, or in aiosmtpd's interface its facts by name; ``host_name`` what
+    HELO or EHLO said; ``proxy_data`` what a PROXY header said; ``authenticated`` and ``auth_data`` what AUTH
+    found. ``loop`` is the event loop, where somebody gave it.
     """
 
     def __init__(self, loop=None):

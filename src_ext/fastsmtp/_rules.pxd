@@ -49,10 +49,11 @@ cdef class Rules:
     cdef readonly unsigned whole        # bits of verbs
     cdef readonly frozenset own_verbs   # words that are no verb of this dialogue
     cdef readonly bint makes_facts
+    cdef readonly bint traced           # each command line is shown to Python
     # limits: octets, counts, seconds
     cdef readonly uint64_t max_message_size
     cdef readonly unsigned max_command_line, max_command, max_line_length, max_local_part
     cdef readonly unsigned max_recipients, max_errors
-    cdef readonly dict call_limits
+    cdef readonly dict call_limits, max_commands
     cdef readonly double idle_timeout, transaction_timeout, handler_timeout
     cdef readonly uint8_t newlines

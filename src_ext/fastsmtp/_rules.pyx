@@ -81,19 +81,22 @@ cdef class Rules:
     sum of ``VERB_BITS``, by default those of a plain server. ``lenient`` takes what RFC 5321 does not allow and
     aiosmtpd does: lines that end with LF, paths without brackets or domain, any order of checks that it has.
     ``whole`` (a sum of ``VERB_BITS``) and ``own_verbs`` are the commands that Python does as a whole;
-    ``makes_facts``, that it makes sessions and envelopes. ``call_limits`` tells how often a command may come, by
-    its name or ``"*"``.
+    ``makes_facts``, that it makes sessions and envelopes; ``traced``, that it is shown each command line.
+    ``call_limits`` tells how often a command may come, by its name or ``"*"``; ``max_commands`` how long it may be,
+    by its name, where that is not ``max_command``.
     """
 
     def __init__(self, *, Book book not None, unsigned hooks=0, unsigned verbs=PLAIN_VERBS,
                  bint lenient=False, bint lmtp=False, str bare_newline="normalize", bint smtputf8=True,
                  bint eight_bit=True, bint starttls=False, bint require_starttls=False,
                  bint require_auth=False, bint auth_in_clear=False, mechanisms=frozenset(),
-                 bint pass_parameters=False, unsigned whole=0, own_verbs=frozenset(), bint makes_facts=False,
+                 bint pass_parameters=False, unsigned whole=0, own_verbs=frozenset(),
+                 bint makes_facts=False, bint traced=False,
                  uint64_t max_message_size=32 << 20, unsigned max_recipients=1000,
-                 unsigned max_command_line=2048, unsigned max_command=0, unsigned max_line_length=0,
-                 unsigned max_local_part=0, unsigned max_errors=20, call_limits=None, double idle_timeout=300,
-                 double transaction_timeout=3600, double handler_timeout=300):
+                 unsigned max_command_line=2048, unsigned max_command=0, max_commands=None,
+                 unsigned max_line_length=0, unsigned max_local_part=0, unsigned max_errors=20,
+                 call_limits=None, double idle_timeout=300, double transaction_timeout=3600,
+                 double handler_timeout=300):
         if max_command_line > HEADROOM:
             raise ValueError(f"max_command_line is at most {HEADROOM}")
         self.book = book
@@ -118,10 +121,12 @@ cdef class Rules:
         self.whole = whole
         self.own_verbs = frozenset(own_verbs)
         self.makes_facts = makes_facts
+        self.traced = traced
         self.max_message_size = max_message_size
         self.max_recipients = max_recipients
         self.max_command_line = max_command_line
         self.max_command = max_command
+        self.max_commands = max_commands
         self.max_line_length = max_line_length
         self.max_local_part = max_local_part
         self.max_errors = max_errors

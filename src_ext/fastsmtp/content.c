@@ -31,11 +31,18 @@ static void store(struct content *c, struct out *out, const uint8_t *p, size_t n
     out->stored += n;
 }
 
-static void end_line(struct content *c, size_t octets)
+/* Adds octets to the current line, of which the content's size has not heard the last `ahead`. A line that begins
+   beyond max_size is not what is wrong first.  */
+static void add_to_line(struct content *c, size_t octets, size_t ahead)
 {
     c->line += octets;
-    if (c->line > (uint64_t)c->max_line + 2 && !c->too_big)
+    if (c->line > (uint64_t)c->max_line + 2 && !(c->max_size && c->size + ahead - c->line > c->max_size))
         c->long_line = 1;
+}
+
+static void end_line(struct content *c, size_t octets, size_t ahead)
+{
+    add_to_line(c, octets, ahead);
     c->line = 0;
 }
 
@@ -46,13 +53,11 @@ static void measure(struct content *c, const uint8_t *p, size_t n)
     while ((lf = memchr(from, '\n', (size_t)(end - from)))) {
         from = lf + 1;
         if (lf > p && lf[-1] == '\r') {
-            end_line(c, (size_t)(from - begin));
+            end_line(c, (size_t)(from - begin), (size_t)(from - p));
             begin = from;
         }
     }
-    c->line += (size_t)(end - begin);
-    if (c->line > (uint64_t)c->max_line + 2 && !c->too_big)
-        c->long_line = 1;
+    add_to_line(c, (size_t)(end - begin), n);
 }
 
 size_t content_feed(struct content *c, const uint8_t *src, size_t n, uint8_t *dst, size_t room, int in_place,
@@ -77,7 +82,7 @@ size_t content_feed(struct content *c, const uint8_t *src, size_t n, uint8_t *ds
             if (octet == '\n') {
                 store(c, &out, src + i, 1);
                 if (c->max_line)
-                    end_line(c, 1);
+                    end_line(c, 1, 0);
                 c->state = CONTENT_LINE_BEGIN;
                 i++;
                 continue;
@@ -88,7 +93,7 @@ size_t content_feed(struct content *c, const uint8_t *src, size_t n, uint8_t *ds
                     goto done;
                 store(c, &out, CRLF + 1, 1);
                 if (c->max_line)
-                    end_line(c, 1);
+                    end_line(c, 1, 0);
             }
             c->state = CONTENT_LINE;
             break;
@@ -127,7 +132,7 @@ size_t content_feed(struct content *c, const uint8_t *src, size_t n, uint8_t *ds
                     goto done;
                 store(c, &out, CRLF, 2);
                 if (c->max_line)
-                    end_line(c, 2);
+                    end_line(c, 2, 0);
             } else {
                 store(c, &out, src + i, 1);
                 c->line++;

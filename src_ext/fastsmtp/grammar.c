@@ -77,12 +77,38 @@ static int read_quoted_string(struct reader *r)
     }
 }
 
+/* Words, quoted or not, with dots between them or none, and quoted pairs outside of quotes: what RFC 822 had, or
+   what was written in its name. */
+static int read_lenient_local_part(struct reader *r)
+{
+    const uint8_t *begin = r->p;
+    int dot = 1;
+    for (;;) {
+        if (is(r, '"')) {
+            if (!read_quoted_string(r))
+                return 0;
+        } else if (is(r, '\\') && r->end - r->p >= 2 && r->p[1] >= 0x20 && r->p[1] <= 0x7e) {
+            r->p += 2;
+        } else if (is(r, '.') && !dot) {
+            r->p++;
+            dot = 1;
+            continue;
+        } else if (!run(r, ATEXT)) {
+            break;
+        }
+        dot = 0;
+    }
+    return r->p > begin && !dot;
+}
+
 static int read_local_part(struct reader *r)
 {
     const uint8_t *begin = r->p;
+    if (r->lenient)
+        return read_lenient_local_part(r);
     if (!(is(r, '"') ? read_quoted_string(r) : read_dot_string(r)))
         return 0;
-    return r->lenient || r->p - begin <= MAX_LOCAL_PART;
+    return r->p - begin <= MAX_LOCAL_PART;
 }
 
 static int read_domain_name(struct reader *r)
@@ -165,6 +191,14 @@ static int is_ipv6(const char *p, const char *end)
     return compressed ? groups <= 6 : groups == 8; /* "::" stands for two groups or more */
 }
 
+static int is_dtext(const char *p, const char *end)
+{
+    for (; p < end; p++)
+        if (*p < 33 || *p > 126 || *p == '[' || *p == '\\')
+            return 0;
+    return 1;
+}
+
 /* A tag that is an Ldh-str, then dcontent. */
 static int is_tagged(const char *p, const char *colon, const char *end)
 {
@@ -173,10 +207,7 @@ static int is_tagged(const char *p, const char *colon, const char *end)
     for (; p < colon; p++)
         if ((uint8_t)*p >= 0x80 || *p == '_' || !(classes[(uint8_t)*p] & LABEL))
             return 0;
-    for (p = colon + 1; p < end; p++)
-        if (*p < 33 || *p > 126 || *p == '[' || *p == '\\')
-            return 0;
-    return 1;
+    return is_dtext(colon + 1, end);
 }
 
 static int read_address_literal(struct reader *r)
@@ -187,6 +218,8 @@ static int read_address_literal(struct reader *r)
         return 0;
     r->p = (const uint8_t *)end + 1;
     const char *colon = memchr(p, ':', (size_t)(end - p));
+    if (r->lenient)
+        return is_dtext(p, end);
     if (colon == NULL)
         return is_ipv4(p, end);
     if (same_word(p, (size_t)(colon - p), "IPV6"))

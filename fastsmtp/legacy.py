@@ -1,0 +1,107 @@
+"""Names of aiosmtpd's ``SMTP`` that begin with an underscore, and that programs use all the same: most of all those
+who copied one of its ``smtp_`` methods to change a line of it.
+
+Knows what each gave. Refuses to know more: none of it is used by this package.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fastsmtp._core import parse_address
+from fastsmtp.hooks import settled
+from fastsmtp.sasl import MISSING
+
+if TYPE_CHECKING:
+    from fastsmtp.envelope import Envelope, Session
+    from fastsmtp.sasl import Missing
+    from fastsmtp.terms import Terms
+
+
+class _AuthMethod(NamedTuple):
+    method: Callable[..., Any]
+    is_builtin: bool
+
+
+class Legacy:
+    """What an ``SMTP`` has for such programs."""
+
+    _terms: Terms
+    _call_limits: tuple[tuple[str, int], ...] | None
+    event_handler: Any
+    local_part_limit: int
+    if TYPE_CHECKING:
+        envelope: Envelope | None
+
+        @property
+        def session(self) -> Session: ...
+        async def challenge_auth(self, challenge: str, encode_to_b64: bool) -> bytes | Missing: ...
+
+    @property
+    def _auth_methods(self) -> dict[str, _AuthMethod]:
+        return {
+            name: _AuthMethod(getattr(self if ours else self.event_handler, method), ours)
+            for name, (ours, method) in self._terms.mechanisms.items()
+        }
+
+    @property
+    def _handle_hooks(self) -> dict[str, Callable[..., Any]]:
+        handler = self.event_handler
+        names = [name for name in dir(handler) if name.startswith("handle_")]
+        return {name.removeprefix("handle_"): getattr(handler, name) for name in names}
+
+    @property
+    def _smtp_methods(self) -> dict[str, Callable[..., Any]]:
+        return {verb: getattr(self, name) for verb, name in self._terms.commands.items()}
+
+    @property
+    def _enforce_call_limit(self) -> bool:
+        return self._call_limits is not None
+
+    @property
+    def _call_limit_default(self) -> int:
+        return dict(self._call_limits or ())["*"]
+
+    @property
+    def _tls_protocol(self) -> object | None:
+        return self.session.ssl
+
+    async def _call_handler_hook(self, command: str, *args: Any) -> Any:
+        hook = getattr(self.event_handler, f"handle_{command}", None)
+        if hook is None:
+            return MISSING
+        return await settled(hook(self, self.session, self.envelope, *args))
+
+    def _strip_command_keyword(self, keyword: str, arg: str) -> str | None:
+        return arg[len(keyword) :].strip() if arg[: len(keyword)].upper() == keyword else None
+
+    def _getaddr(self, arg: str) -> tuple[str | None, str | None]:
+        if not arg:
+            return "", ""
+        try:
+            address, rest = parse_address(arg.lstrip())
+        except ValueError:
+            return None, None
+        if self.local_part_limit and len(address.rpartition("@")[0]) > self.local_part_limit:
+            return None, None
+        return address, rest.lstrip()
+
+    def _getparams(self, params: Sequence[str]) -> dict[str, str | bool] | None:
+        found: dict[str, str | bool] = {}
+        for param in params:
+            keyword, equals, value = param.partition("=")
+            if not keyword.isalnum() or (equals and not value):
+                return None
+            found[keyword] = value if equals else True
+        return found
+
+    async def _auth_interact(self, server_message: str) -> bytes | Missing:
+        warnings.warn(
+            "_auth_interact will be deprecated in version 2.0. Please use challenge_auth() instead.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return await self.challenge_auth(re.sub("^334 ", "", server_message), encode_to_b64=False)
