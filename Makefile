@@ -40,7 +40,7 @@ lint: .venv/linted-with
 	PATH=$(CURDIR)/$(BIN):$$PATH cython-lint src_ext/fastsmtp/*.pyx src_ext/fastsmtp/*.pxd
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest --ignore-missing-stub --ignore-disjoint-bases --ignore-unused-allowlist \
-	  --allowlist tests/stubtest.txt fastsmtp._core fastsmtp._rules fastsmtp._engine fastsmtp._envelope fastsmtp._reception
+	  --allowlist tests/stubtest.txt fastsmtp._core fastsmtp._commands fastsmtp._wire fastsmtp._rules fastsmtp._engine fastsmtp._envelope fastsmtp._reception
 
 format: .venv/linted-with
 	$(BIN)/ruff check --fix .

@@ -20,7 +20,9 @@ MODULES = {
     "_engine": [],
     "_envelope": [],
     "_reception": ["content.c", "scan.c"],
-    "_core": ["command.c", "grammar.c"],
+    "_wire": [],
+    "_commands": ["command.c", "grammar.c"],
+    "_core": [],
 }
 
 sanitize = os.environ.get("FASTSMTP_SANITIZE") == "1"

@@ -127,11 +127,15 @@ class _Done:
 
 
 def _done() -> _Done | None:
+    return _Done() if _a_loop_runs() else None
+
+
+def _a_loop_runs() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return None
-    return _Done()
+        return False
+    return True
 
 
 class _FakeServer(asyncio.Protocol):
@@ -168,6 +172,10 @@ class BaseController(metaclass=ABCMeta):
     server_coro: Awaitable[Server] | None = None
     _thread_exception: Exception | None = None
 
+    _loop: asyncio.AbstractEventLoop | None
+    _given_loop: asyncio.AbstractEventLoop | None
+    _own_loop: asyncio.AbstractEventLoop | None
+
     def __init__(
         self,
         handler: Any,
@@ -179,7 +187,8 @@ class BaseController(metaclass=ABCMeta):
         **SMTP_parameters: Any,
     ) -> None:
         self.handler = handler
-        self._given_loop = self._loop = loop
+        self._loop = self._given_loop = loop
+        self._own_loop = None
         self.ssl_context = ssl_context
         self.grace = grace
         self.SMTP_kwargs: dict[str, Any] = {}
@@ -205,12 +214,13 @@ class BaseController(metaclass=ABCMeta):
     def loop(self) -> asyncio.AbstractEventLoop:
         """The event loop that serves."""
         if self._loop is None:
-            self._loop = _new_event_loop()
+            self._loop = self._own_loop = _new_event_loop()
         return self._loop
 
     @loop.setter
     def loop(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._given_loop = self._loop = loop
+        self._loop = self._given_loop = loop
+        self._own_loop = None
 
     def _take_running_loop(self) -> None:
         running = asyncio.get_running_loop()
@@ -218,9 +228,15 @@ class BaseController(metaclass=ABCMeta):
             return
         if self._given_loop is not None:
             raise RuntimeError("the controller was given another event loop than the one that runs")
-        if self._loop is not None:
-            self._loop.close()
+        if self._own_loop is not None:
+            self._own_loop.close()
+            self._own_loop = None
         self._loop = running
+
+    def _leave_used_loop(self) -> None:
+        """Before a loop is run: not the last start's, which is closed or somebody else's. A given one stays."""
+        if self._given_loop is None and (self._own_loop is None or self._own_loop.is_closed()):
+            self._loop = None
 
     def cancel_tasks(self, stop_loop: bool = True) -> None:
         """Cancels all tasks of the loop, and stops the loop first unless ``stop_loop`` is false.
@@ -266,9 +282,11 @@ class BaseController(metaclass=ABCMeta):
             protocol.proxied(data)
         return protocol
 
-    def _try_factory(self) -> None:
-        """Calls the factory for a protocol that is never connected."""
-        self._connections.discard(self._factory_invoker())
+    def _trigger_server(self) -> None:
+        """Has the factory called once in the loop's thread, for a protocol that is never connected: no handler
+        sees a client that is none.
+        """
+        self.loop.call_soon_threadsafe(self._factory_invoker)
 
     def _check_factory(self) -> None:
         if self._thread_exception is not None:
@@ -293,7 +311,7 @@ class BaseController(metaclass=ABCMeta):
         self._take_running_loop()
         self._factory_invoked.clear()
         try:
-            self._try_factory()
+            self._factory_invoker()  # see _trigger_server
             self._check_factory()
             self.server_coro = self._create_server()
             self.server = await self.server_coro
@@ -302,8 +320,8 @@ class BaseController(metaclass=ABCMeta):
             raise
 
     async def _drain(self, grace: float) -> None:
-        """Stops accepting. Who is idle is told 421 at once, who sends a message when it is done, all others when
-        ``grace`` seconds are over.
+        """Stops accepting, and ends connections: idle ones at once, those with a message under way when it is
+        done, all that are left when ``grace`` seconds are over.
         """
         assert self.server is not None
         # asyncio attaches what it has accepted in a task; a server that is closed before that loses it.
@@ -313,24 +331,25 @@ class BaseController(metaclass=ABCMeta):
         self.server.close()
         end = self.loop.time() + grace
         while True:
-            busy = False
-            for connection in self._connected():
-                if connection.closed:
-                    continue
-                if connection.quiet:
-                    connection.shut_down()
-                else:
-                    busy = True
-            if not busy or self.loop.time() >= end:
+            if not self._shut_down(idle_only=self.loop.time() < end):
                 return
             await asyncio.sleep(_DRAIN_STEP)
+
+    def _shut_down(self, *, idle_only: bool) -> bool:
+        """Ends connections, those that are idle or all; whether some are left."""
+        left = False
+        for connection in self._connected():
+            if not connection.closed:
+                if idle_only and not connection.quiet:
+                    left = True
+                else:
+                    connection.shut_down()
+        return left
 
     async def _close(self, server: Server) -> None:
         """Stops accepting and ends all connections now."""
         server.close()
-        for connection in self._connected():
-            if not connection.closed:
-                connection.shut_down()
+        self._shut_down(idle_only=False)
         await asyncio.sleep(0)  # what was closed gets its turn to go
         for connection in self._connected():
             connection.abort()
@@ -372,8 +391,6 @@ class BaseController(metaclass=ABCMeta):
         if self.server is not None:  # else it was stopped inside the block
             await self._serve_no_more(None)
             self._release()
-        if self._given_loop is None:
-            self._loop = None
 
 
 class BaseThreadedController(BaseController, metaclass=ABCMeta):
@@ -399,10 +416,6 @@ class BaseThreadedController(BaseController, metaclass=ABCMeta):
         self._stop_asked = False
         self._leaving: asyncio.Task[None] | None = None
 
-    def _trigger_server(self) -> None:
-        """Has the factory called once in the loop's thread; there is no connection that a handler could see."""
-        self.loop.call_soon_threadsafe(self._try_factory)
-
     def start(self) -> Any:
         """Starts the thread and waits until it serves.
 
@@ -414,8 +427,7 @@ class BaseThreadedController(BaseController, metaclass=ABCMeta):
         """
         assert self._thread is None, "SMTP daemon already running"
         assert self.server is None, "SMTP daemon already running"
-        if self._given_loop is None and self._loop is not None and self._loop.is_closed():
-            self._loop = None  # the last run's; a given one is not replaced
+        self._leave_used_loop()
         self._factory_invoked.clear()
         self._stop_asked = False
         ready = threading.Event()
@@ -480,7 +492,7 @@ class BaseThreadedController(BaseController, metaclass=ABCMeta):
     def stop(self, no_assert: bool = False, *, grace: float | None = None) -> Any:
         """Stops accepting, lets messages under way finish, ends the loop with all its tasks, and joins the thread.
 
-        A client that is idle is told ``421 4.3.2`` at once, one that sends a message when that is done, within
+        Connections that are idle are closed at once, those with a message under way when that is done, within
         ``grace`` seconds (``self.grace`` by default; 0 waits for nobody). Closes the loop. Raises
         ``AssertionError`` if there was no ``start()``, unless ``no_assert``.
 
@@ -558,13 +570,14 @@ class BaseUnthreadedController(BaseController, metaclass=ABCMeta):
 
         Raises what ``start()`` raises, and ``RuntimeError`` if the loop runs.
         """
-        if self.loop.is_running():
+        if _a_loop_runs():
             raise RuntimeError("This event loop is already running; use `await controller.start()`")
+        self._leave_used_loop()
         asyncio.set_event_loop(self.loop)
         self.loop.run_until_complete(self._open())
 
     async def finalize(self) -> None:
-        """What ``end()`` does: as ``stop()``, then sets ``ended``. A socket file stays where it is."""
+        """What ``end()`` does: as ``stop()``, then sets ``ended``. A socket file is left to the loop."""
         self.ended.clear()
         await self._serve_no_more(None)
         self.ended.set()

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastsmtp._core import parse_address
+from fastsmtp._commands import parse_address
 from fastsmtp.hooks import settled
 from fastsmtp.sasl import MISSING
 

@@ -82,6 +82,7 @@ EMPTYBYTES = b""
 EMPTY_BARR = bytearray()
 ALLOWED_BEFORE_STARTTLS = {"NOOP", "EHLO", "STARTTLS", "QUIT"}
 
+_SPILL = 4 << 20  # bytes of a message beyond which it goes to a temporary file
 _TICK = 1.0  # seconds between looks at the deadlines
 _DATA = ASKS.index("DATA")
 _MAY_BE_SILENT = frozenset({ASKS.index("AUTH"), ASKS.index("COMMAND")})
@@ -147,7 +148,7 @@ class _House:
         self.sites: dict[Terms, Site] = {}
         spills = Path(tempfile.gettempdir())
         rules = Rules(book=native("localhost"))  # until each connection has its own
-        self.engine = Engine(rules=rules, open_spill=lambda dialogue: Spill(spills))
+        self.engine = Engine(rules=rules, open_spill=lambda dialogue: Spill(spills), spill_threshold=_SPILL)
         self._ticking: asyncio.TimerHandle | None = None
         self._interval = _TICK
 

@@ -287,8 +287,14 @@ def test_reading_into_the_buffers_directly_is_the_same_as_feeding() -> None:
 
 
 def test_a_dialogue_needs_an_engine() -> None:
-    with pytest.raises(TypeError):
-        Dialogue(None)  # type: ignore[arg-type]
+    dialogue = Dialogue()
+    for begin in (
+        lambda: dialogue.connect(print),
+        lambda: dialogue.feed(b"NOOP\r\n"),
+        lambda: dialogue.session,
+    ):
+        with pytest.raises(AttributeError):
+            begin()
 
 
 def test_replies_keep_their_form_in_every_dialog() -> None:

@@ -1,0 +1,72 @@
+"""The wire, field by field."""
+
+from libc.stdint cimport uint8_t
+
+from fastsmtp._engine cimport Engine
+from fastsmtp._envelope cimport Session
+from fastsmtp._reception cimport Reception
+from fastsmtp._rules cimport Rules
+from fastsmtp.command cimport command
+
+cdef enum Phase:        # what the octets that come next are
+    PHASE_NEW           # nothing yet: the greeting is not out
+    PHASE_PREFACE       # what comes before the dialogue, and is not ours
+    PHASE_COMMAND
+    PHASE_RESPONSE      # the line that answers a challenge
+    PHASE_DISCARD       # the rest of a line that is already lost
+    PHASE_CONTENT
+    PHASE_SECURE        # the TLS handshake, which is not ours
+    PHASE_CLOSED
+
+cdef extern from *:
+    """
+    #include <time.h>
+    static inline double fastsmtp_monotonic(void)
+    {
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    }
+    """
+    double monotonic "fastsmtp_monotonic"() noexcept nogil
+
+
+cdef class Wire:
+    cdef readonly Engine engine
+    cdef public Rules rules
+    cdef Session _session
+    cdef object _write
+    # what the client sent and was not taken yet
+    cdef char *tail
+    cdef size_t tail_length
+    cdef bint tail_pending      # it may hold whole commands: it waits for an answer, not for octets
+    # what it shall be told at the end of this turn
+    cdef bytes first_reply
+    cdef bytearray more_replies
+    # the message that comes
+    cdef Reception reception
+    cdef size_t offered         # octets that the next read may bring
+    cdef bint in_memory         # ... into the message's own memory
+    # where it is
+    cdef uint8_t phase, asking
+    cdef bint last_cr, long_line, held_back, in_handshake, spoke, connected
+    cdef unsigned errors
+    cdef double last            # monotonic seconds
+
+    cdef int _line(self, const char *line, size_t n) except -1
+    cdef int _end_of_content(self) except -1
+    cdef int _begin_tls(self, bint more) except -1
+    cdef bint _waits(self) noexcept
+    cdef int _turn(self, char *p, size_t n) except -1
+    cdef int _consume(self, char *p, size_t n) except -1
+    cdef int _keep(self, const char *p, size_t n, bint pending) except -1
+    cdef size_t _lines(self, char *p, size_t n) except? 0
+    cdef int _say(self, int reply) except -1
+    cdef int _error(self, int reply, command *c) except -1
+    cdef int _refuse(self, int reply, command *c) except -1
+    cdef int _put(self, bytes text) except -1
+    cdef int _close(self) except -1
+    cdef int _flush(self) except -1
+    cdef str _verb(self, command *c)
+    cdef object _text(self, const char *p, size_t n)
+    cdef Session _the_session(self)

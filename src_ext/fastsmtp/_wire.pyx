@@ -1,0 +1,370 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""One connection's octets: lines and content in, replies out.
+
+Knows buffers, line ends, pipelining and turns: octets come (``get_buffer``, ``buffer_updated``), what is whole is
+taken piece after piece without leaving C, and all replies go out in one write. While something is asked for, nothing
+more is taken, and what the client sends meanwhile is kept. Refuses to know commands, sockets and event loops.
+"""
+
+import cython
+
+from cpython.bytearray cimport PyByteArray_FromObject
+from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.stdint cimport uint8_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memchr, memcpy
+
+from fastsmtp._engine cimport *
+from fastsmtp._envelope cimport Session
+from fastsmtp._rules cimport *
+from fastsmtp.command cimport *
+
+cdef enum:
+    MUCH_RESPONSE = 12288       # octets of a line that answers a challenge (RFC 4954 4)
+    MUCH_REPLY = 32 * 1024      # replies of one turn beyond this are written before the next command is done
+    TLS_HANDSHAKE = 0x16        # the first octet of a TLS record that no SMTP client in clear begins with
+
+
+@cython.no_gc_clear     # the memory goes back to the engine, which must still be there
+cdef class Wire:
+    """What the dialogue is on. ``engine`` is what all dialogues of the worker share; ``rules`` hold from the next
+    command on if they are changed.
+    """
+
+    def __cinit__(self, engine=None, *args, **kwargs):
+        self.tail = NULL
+        self.phase = PHASE_NEW
+        if isinstance(engine, Engine):
+            self.join(engine)
+
+    def __dealloc__(self):
+        free(self.tail)
+
+    def join(self, Engine engine not None):
+        """Makes ``engine`` its own, with its rules; for a subclass that is not made with one."""
+        self.engine = engine
+        self.rules = engine.rules
+
+    # --- what a subclass gives ------------------------------------------------------------------------------
+
+    def hang_up(self):
+        """Called when the last reply was written: the connection is to be closed."""
+
+    def secure(self):
+        """Called when the reply to STARTTLS was written: TLS is to begin, then ``secured`` to be called."""
+
+    def pause_reading(self):
+        """Called when nothing more is to be read for now."""
+
+    def resume_reading(self):
+        """Called when reading may go on."""
+
+    def give_way(self):
+        """Called when content filled a whole read: there is more, and others may be waiting."""
+
+    def preface(self, octets):
+        """Called with what comes before the greeting, after ``expect_preface``: returns how many octets of it belong
+        to the preface, which is then whole, or -1 when all do and it is not. After it ``connect`` is called, now or
+        later.
+        """
+        raise NotImplementedError
+
+    def responded(self, line):
+        """Called with the line that answers ``challenge``, or ``None`` when the client was refused instead."""
+        raise NotImplementedError
+
+    def make_session(self):
+        """Called for a ``Session``, where the rules say that they are made elsewhere."""
+        raise NotImplementedError
+
+    cdef int _line(self, const char *line, size_t n) except -1:
+        """Takes a whole line."""
+        raise NotImplementedError
+
+    cdef int _end_of_content(self) except -1:
+        """The content is whole."""
+        raise NotImplementedError
+
+    cdef int _begin_tls(self, bint more) except -1:
+        """STARTTLS was the last line; ``more`` octets came behind it."""
+        raise NotImplementedError
+
+    # --- octets in ------------------------------------------------------------------------------------------
+
+    @property
+    def session(self):
+        """The facts of this connection."""
+        return self._the_session()
+
+    @cython.nonecheck(True)
+    def get_buffer(self, sizehint):
+        """Where the next octets go: the worker's buffer, or the memory of the message that comes."""
+        cdef object buffer = None
+        self.in_memory = False
+        self.offered = RECEIVE_CONTENT
+        if self.phase != PHASE_CONTENT or self.held_back:
+            return self.engine.commands_view
+        buffer = self.reception.buffer(&self.offered)
+        if buffer is None:
+            return self.engine.content_view
+        self.in_memory = True
+        return buffer
+
+    def buffer_updated(self, size_t nbytes):
+        """``nbytes`` octets came into what ``get_buffer`` gave last: does a turn."""
+        cdef Engine engine = self.engine
+        cdef char *p
+        engine.counters.bump(RECEIVED_BYTES, nbytes)
+        if self.phase == PHASE_CONTENT:
+            self.last = engine.now
+        if self.in_memory:
+            p = self.reception.place()
+        else:
+            p = engine.receive + HEADROOM
+            if self.in_handshake:
+                self._keep(p, nbytes, True)
+                return
+            if self._waits():
+                # One read may be kept; then nothing more is read until there is an answer.
+                self._keep(p, nbytes, True)
+                self.pause_reading()
+                return
+            if self.tail_length:
+                memcpy(p - self.tail_length, self.tail, self.tail_length)
+                p -= self.tail_length
+                nbytes += self.tail_length
+                self._keep(NULL, 0, False)
+        self._turn(p, nbytes)
+        if nbytes >= self.offered and self.phase == PHASE_CONTENT:
+            self.give_way()
+
+    def feed(self, data):
+        """Takes ``data`` as if it had come over the wire; for those who have octets and no socket."""
+        cdef size_t size
+        octets = memoryview(data).cast("B")
+        while octets and self.phase != PHASE_CLOSED:
+            buffer = self.get_buffer(-1)
+            size = min(len(octets), len(buffer))
+            buffer[:size] = octets[:size]
+            octets = octets[size:]
+            self.buffer_updated(size)
+
+    cdef bint _waits(self) noexcept:
+        """Whether nothing that the client sends can be taken now."""
+        return (self.held_back or self.phase == PHASE_NEW
+                or (self.asking != ASK_NOTHING and self.phase != PHASE_RESPONSE))
+
+    def take_turn(self):
+        """Reading goes on after ``give_way``, unless something else keeps it."""
+        if not self._waits() and self.phase != PHASE_CLOSED:
+            self.resume_reading()
+
+    def hold_back(self):
+        """The client does not read its replies: no command is done until ``go_on``."""
+        self.held_back = True
+        self.pause_reading()
+
+    def go_on(self):
+        """The client reads again."""
+        self.held_back = False
+        if not self._waits() and self.phase != PHASE_CLOSED:
+            self._turn(NULL, 0)
+            self.take_turn()
+
+    # --- the turn -------------------------------------------------------------------------------------------
+
+    cdef int _turn(self, char *p, size_t n) except -1:
+        cdef char *tail
+        if n:
+            self._consume(p, n)
+        while self.tail_pending and not (self._waits() or self.phase >= PHASE_SECURE):
+            tail = self.tail
+            n = self.tail_length
+            self.tail = NULL
+            self.tail_length = 0
+            self.tail_pending = False
+            try:
+                self._consume(tail, n)
+            finally:
+                free(tail)
+        return self._flush()
+
+    cdef int _consume(self, char *p, size_t n) except -1:
+        cdef size_t at = 0, taken
+        cdef Py_ssize_t prefaced
+        while at < n:
+            if self.phase >= PHASE_SECURE:
+                return 0    # what follows the last command is nobody's
+            if self._waits():
+                return self._keep(p + at, n - at, True)
+            if self.phase == PHASE_PREFACE:
+                prefaced = self.preface(p[at:n])
+                if prefaced < 0:
+                    return 0
+                at += prefaced
+                if self.phase == PHASE_PREFACE:
+                    self.phase = PHASE_NEW
+            elif self.phase == PHASE_CONTENT:
+                at += self.reception.take(p + at, n - at)
+                if self.reception.ended():
+                    self._end_of_content()
+            else:
+                taken = self._lines(p + at, n - at)
+                if taken == 0:
+                    return self._keep(p + at, n - at, False)
+                at += taken
+                if self.phase == PHASE_SECURE:
+                    return self._begin_tls(at < n)
+                if self.more_replies is not None and len(self.more_replies) > MUCH_REPLY:
+                    self._flush()
+        return 0
+
+    cdef int _keep(self, const char *p, size_t n, bint pending) except -1:
+        """Adds to the tail; without octets, drops it."""
+        cdef char *tail
+        self.tail_pending = pending
+        if n == 0:
+            free(self.tail)
+            self.tail = NULL
+            self.tail_length = 0
+            return 0
+        tail = <char *>realloc(self.tail, self.tail_length + n)
+        if tail == NULL:
+            raise MemoryError()
+        memcpy(tail + self.tail_length, p, n)
+        self.tail = tail
+        self.tail_length += n
+        return 0
+
+    cdef size_t _lines(self, char *p, size_t n) except? 0:
+        """Takes one line, or part of one that is to be discarded; 0 when the line is not whole yet."""
+        cdef char *lf = <char *>memchr(p, b"\n", n)
+        cdef size_t length = lf - p + 1 if lf != NULL else n
+        cdef Counters counters = self.engine.counters
+        cdef Rules rules = self.rules
+        cdef unsigned longest = max(rules.max_command_line, <unsigned>MUCH_RESPONSE) if self.asking else (
+            rules.max_command_line)
+        cdef bint after_cr
+
+        if self.phase == PHASE_DISCARD:
+            after_cr = p[length - 2] == b"\r" if length > 1 else self.last_cr
+            if lf == NULL:
+                self.last_cr = p[n - 1] == b"\r"
+            elif after_cr or self.rules.lenient:
+                self.phase = PHASE_COMMAND
+                self.last = self.engine.now
+                if self.asking:
+                    self._say(REPLY_AUTH_TOO_LONG)
+                    self.responded(None)
+                elif self.long_line:
+                    self._error(REPLY_LINE_TOO_LONG, NULL)
+            else:
+                self.last_cr = False
+            return length
+
+        if not self.spoke:
+            self.spoke = True
+            if <uint8_t>p[0] == TLS_HANDSHAKE and not rules.lenient and not self._the_session().tls:
+                counters.bump(VIOLATIONS + VIOLATION_FOREIGN_PROTOCOL, 1)
+                self._say(REPLY_FOREIGN)
+                self._close()
+                return n
+        if length > longest or (lf == NULL and length == longest):
+            # Told at its end, for the client is still speaking.
+            counters.bump(VIOLATIONS + VIOLATION_LINE_TOO_LONG, 1)
+            self.phase = PHASE_DISCARD
+            self.long_line = True
+            self.last_cr = False
+            return self._lines(p, n)
+        if lf == NULL:
+            return 0
+        self.last = self.engine.now
+        if rules.lenient:
+            n = length
+            while n > 0 and (p[n - 1] == b"\n" or p[n - 1] == b"\r"):
+                n -= 1
+            self._line(p, n)
+            return length
+        if length < 2 or p[length - 2] != b"\r":
+            # A bare LF ends no line (RFC 5321 2.3.8). The error comes at once, as a person with a tool that
+            # sends LF would wait forever; the rest is not run as commands.
+            counters.bump(VIOLATIONS + VIOLATION_BARE_NEWLINE_COMMAND, 1)
+            self.phase = PHASE_DISCARD
+            self.long_line = False
+            self.last_cr = False
+            self._error(REPLY_BARE_NEWLINE, NULL)
+            return length
+        self._line(p, length - 2)
+        return length
+
+    # --- replies out ----------------------------------------------------------------------------------------
+
+    cdef int _say(self, int reply) except -1:
+        cdef Book book = self.rules.book
+        self.engine.counters.bump(word_of_code(book.codes[reply]), 1)
+        return self._put(book.text(reply))
+
+    cdef int _error(self, int reply, command *c) except -1:
+        """Refuses a command; too many of these, and the client is no mail client."""
+        cdef Rules rules = self.rules
+        if reply == REPLY_UNKNOWN or not rules.lenient:
+            self.errors += 1
+            if rules.max_errors and self.errors >= rules.max_errors:
+                self.engine.counters.bump(VIOLATIONS + VIOLATION_TOO_MANY_ERRORS, 1)
+                self._say(REPLY_TOO_MANY_ERRORS)
+                return self._close()
+        return self._refuse(reply, c)
+
+    cdef int _refuse(self, int reply, command *c) except -1:
+        """Says a reply that may name the command."""
+        cdef Book book = self.rules.book
+        if c == NULL or not book.filled_in[reply]:
+            return self._say(reply)
+        self.engine.counters.bump(word_of_code(book.codes[reply]), 1)
+        text = book.text(reply).replace(b"{verb}", self._verb(c).encode())
+        return self._put(text.replace(b"{argument}", c.argument[:c.length]))
+
+    cdef int _put(self, bytes text) except -1:
+        if self.first_reply is None:
+            self.first_reply = text
+            return 0
+        if self.more_replies is None:
+            self.more_replies = PyByteArray_FromObject(self.first_reply)
+        self.more_replies += text
+        return 0
+
+    cdef int _close(self) except -1:
+        self.phase = PHASE_CLOSED
+        self._keep(NULL, 0, False)
+        if self.reception is not None and not self.asking:  # else a hook has the content
+            self.reception.drop()
+        return 0
+
+    cdef int _flush(self) except -1:
+        """Writes the replies of the turn; then does what had to wait for them."""
+        cdef object replies = None
+        if self.first_reply is not None:
+            replies = self.first_reply if self.more_replies is None else self.more_replies
+            self.first_reply = None
+            self.more_replies = None
+            if self._write is not None:
+                self._write(replies)
+        if self.phase == PHASE_CLOSED:
+            if self.connected:
+                self.hang_up()
+        elif self.phase == PHASE_SECURE and replies is not None:
+            self.secure()
+        return 0
+
+    cdef str _verb(self, command *c):
+        """The command's name as it is written in replies."""
+        return PyUnicode_DecodeUTF8(c.word, c.word_length, "surrogateescape").upper()
+
+    cdef object _text(self, const char *p, size_t n):
+        return PyUnicode_DecodeUTF8(p, n, "surrogateescape")
+
+    @cython.nonecheck(True)
+    cdef Session _the_session(self):
+        if self._session is None:
+            self._session = self.make_session() if self.rules.makes_facts else Session.__new__(Session)
+        return self._session

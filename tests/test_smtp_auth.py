@@ -1,0 +1,54 @@
+"""AUTH of ``SMTP``, as aiosmtpd has it; and what the log tells of passwords, which is nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import aiosmtpd_auth_rows
+import pytest
+from aiosmtpd_auth_rows import GOOD, LET_IN, USER, WORD
+from aiosmtpd_player import Wire, play, ways_of
+from aiosmtpd_rows import Looks, Row
+from servers import on_both_loops, until
+
+from fastsmtp import smtp
+
+
+@pytest.mark.parametrize(("row", "way"), ways_of(aiosmtpd_auth_rows.ROWS))
+@on_both_loops
+async def test_auth_goes_as_its_row_says(row: Row, way: str, caplog: pytest.LogCaptureFixture) -> None:
+    await play(smtp, row, way)
+
+
+@on_both_loops
+async def test_no_password_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    for row in aiosmtpd_auth_rows.PLAIN + aiosmtpd_auth_rows.LOGIN:
+        await play(smtp, row, "line by line")
+    text = "\n".join(record.getMessage() for record in caplog.records)
+    assert "AUTH" in text
+    assert not any(secret in text for secret in (GOOD, WORD, "word"))
+
+
+@on_both_loops
+async def test_login_data_is_said_to_go_away(caplog: pytest.LogCaptureFixture) -> None:
+    session = smtp.Session(asyncio.get_running_loop())
+    session.login_data = "me"
+    assert session.login_data == "me"
+    line = "Session.login_data is deprecated and will be removed in version 2.0"
+    assert [(record.name, record.getMessage()) for record in caplog.records] == 2 * [("mail.log", line)]
+
+
+@on_both_loops
+async def test_a_client_that_goes_amid_auth_leaves_nothing_behind() -> None:
+    server = smtp.SMTP(Looks(smtp), hostname="mx.example", ident="test", **LET_IN)
+    wire = Wire(server.loop)
+    wire.set_protocol(server)
+    server.connection_made(wire)
+    server.data_received(b"EHLO c\r\nAUTH LOGIN\r\n" + USER.encode() + b"\r\n")
+    await until(lambda: wire.written.endswith(b"334 UGFzc3dvcmQA\r\n"))
+    wire.close()
+    await until(lambda: server.transport is None)
+    await until(lambda: len(asyncio.all_tasks()) == 1)
+    assert server.session.authenticated is None
