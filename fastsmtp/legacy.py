@@ -9,16 +9,12 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from fastsmtp._commands import parse_address
+from fastsmtp.authentication import Authentication
 from fastsmtp.hooks import settled
-from fastsmtp.sasl import MISSING
-
-if TYPE_CHECKING:
-    from fastsmtp.envelope import Envelope, Session
-    from fastsmtp.sasl import Missing
-    from fastsmtp.terms import Terms
+from fastsmtp.sasl import MISSING, Missing
 
 
 class _AuthMethod(NamedTuple):
@@ -26,19 +22,11 @@ class _AuthMethod(NamedTuple):
     is_builtin: bool
 
 
-class Legacy:
+class Legacy(Authentication):
     """What an ``SMTP`` has for such programs."""
 
-    _terms: Terms
     _call_limits: tuple[tuple[str, int], ...] | None
-    event_handler: Any
     local_part_limit: int
-    if TYPE_CHECKING:
-        envelope: Envelope | None
-
-        @property
-        def session(self) -> Session: ...
-        async def challenge_auth(self, challenge: str, encode_to_b64: bool) -> bytes | Missing: ...
 
     @property
     def _auth_methods(self) -> dict[str, _AuthMethod]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastsmtp.smtp import SMTP, syntax
+from fastsmtp.smtp import SMTP
 from fastsmtp.terms import built_in
+from fastsmtp.verbs import syntax
 
 __all__ = ["LMTP"]
 

@@ -11,43 +11,24 @@ import inspect
 import logging
 import socket
 import ssl
-import tempfile
-import time
 import warnings
-from base64 import b64encode
 from collections.abc import Awaitable, Callable, Iterable
 from functools import cache, lru_cache
-from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, cast
 
-from fastsmtp._engine import Engine
-from fastsmtp._rules import ASKS, Rules
+from fastsmtp._rules import ASKS
 from fastsmtp._version import __version__
-from fastsmtp.body import Spill
-from fastsmtp.connection import LATER, Connection, Site
+from fastsmtp.authentication import AuthCallbackType, AuthenticatorType, login_always_fail
 from fastsmtp.envelope import Envelope, Session
 from fastsmtp.errors import SMTPError
+from fastsmtp.house import House, house_of, make_loop
+from fastsmtp.introduced import Introduced
 from fastsmtp.legacy import Legacy
-from fastsmtp.proxy_protocol import ProxyData, ProxyParser
-from fastsmtp.replies import native
 from fastsmtp.sasl import CLIENT_AUTH_B as CLIENT_AUTH_B
+from fastsmtp.sasl import MISSING, AuthResult, LoginPassword, auth_mechanism, sanitize, sanitized_log
 from fastsmtp.sasl import VALID_AUTHMECH as VALID_AUTHMECH
-from fastsmtp.sasl import (
-    BAD_BASE64,
-    FAILED,
-    MISSING,
-    SUCCEEDED,
-    AuthResult,
-    LoginPassword,
-    Missing,
-    auth_mechanism,
-    decode,
-    login,
-    plain,
-    sanitize,
-    sanitized_log,
-)
-from fastsmtp.terms import Parameters, Terms, agree, built_in, ehlo_arity, hooks_of
+from fastsmtp.terms import Parameters, agree, ehlo_arity, hooks_of
+from fastsmtp.verbs import Verbs, syntax
 
 __all__ = [
     "MISSING",
@@ -67,11 +48,7 @@ __all__ = [
     "syntax",
 ]
 
-AuthCallbackType: TypeAlias = Callable[[str, bytes, bytes], bool]
-AuthenticatorType: TypeAlias = "Callable[[SMTP, Session, Envelope, str, Any], AuthResult]"
 AuthMechanismType: TypeAlias = "Callable[[SMTP, list[str]], Awaitable[Any]]"
-F = TypeVar("F", bound=Callable[..., Any])
-
 log = logging.getLogger("mail.log")
 
 __ident__ = f"Python SMTP {__version__}"
@@ -82,8 +59,6 @@ EMPTYBYTES = b""
 EMPTY_BARR = bytearray()
 ALLOWED_BEFORE_STARTTLS = {"NOOP", "EHLO", "STARTTLS", "QUIT"}
 
-_SPILL = 4 << 20  # bytes of a message beyond which it goes to a temporary file
-_TICK = 1.0  # seconds between looks at the deadlines
 _DATA = ASKS.index("DATA")
 _MAY_BE_SILENT = frozenset({ASKS.index("AUTH"), ASKS.index("COMMAND")})
 _NO_REPLY = b"451 4.3.0 Error: local error in processing\r\n"
@@ -93,104 +68,14 @@ class TLSSetupException(Exception):
     """Raised by a hook that found TLS wanting: the connection is closed."""
 
 
-def syntax(text: str, extended: str | None = None, when: str | None = None) -> Callable[[F], F]:
-    """Gives a ``smtp_`` method what HELP says of it.
-
-    ``extended`` is added to ``text`` after EHLO. ``when`` names an attribute of the server that must be true for
-    the command to be listed.
-    """
-
-    def decorate(method: F) -> F:
-        method.__smtp_syntax__ = text  # type: ignore[attr-defined]
-        method.__smtp_syntax_extended__ = extended  # type: ignore[attr-defined]
-        method.__smtp_syntax_when__ = when  # type: ignore[attr-defined]
-        return method
-
-    return decorate
-
-
-def login_always_fail(mechanism: str, login: bytes, password: bytes) -> bool:
-    """The ``auth_callback`` of those who have none."""
-    return False
-
-
 def is_int(o: object) -> bool:
     """Whether ``o`` is an ``int``."""
     return isinstance(o, int)
 
 
-def make_loop() -> asyncio.AbstractEventLoop:
-    """The running loop, else the current one, else a new one that is then the current one."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        pass
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 says so when there is none
-            return asyncio.get_event_loop()
-    except RuntimeError:
-        loop = asyncio.new_event_loop()
-        asyncio.set_event_loop(loop)
-        return loop
-
-
 @cache
 def _fqdn() -> str:
     return socket.getfqdn()  # may ask a name server for seconds: once a process, not once a connection
-
-
-class _House:
-    """What all connections of one event loop share: the engine with its memory, and the coarse clock."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.sites: dict[Terms, Site] = {}
-        spills = Path(tempfile.gettempdir())
-        rules = Rules(book=native("localhost"))  # until each connection has its own
-        self.engine = Engine(rules=rules, open_spill=lambda dialogue: Spill(spills), spill_threshold=_SPILL)
-        self._ticking: asyncio.TimerHandle | None = None
-        self._interval = _TICK
-
-    def site(self, terms: Terms) -> Site:
-        site = self.sites.get(terms)
-        if site is None:
-            if len(self.sites) > 256:
-                self.sites.clear()
-            site = self.sites[terms] = Site(terms.plan, self.loop, hostname="")
-        return site
-
-    def wind(self, timeout: float) -> None:
-        """Lets the clock run while there are connections; ``timeout`` is the shortest of the new one's."""
-        self._interval = min(self._interval, timeout / 4)
-        if self._ticking is None:
-            self.engine.now = time.monotonic()
-            self._ticking = self.loop.call_later(self._interval, self._tick)
-
-    def _tick(self) -> None:
-        for dialogue, state in self.engine.tick(time.monotonic()):
-            connection = cast("Connection", dialogue)
-            connection.expire(state)
-            if connection.closed and connection.unsent:
-                connection.abort()
-        self._ticking = None
-        if self.engine.live:
-            self._ticking = self.loop.call_later(self._interval, self._tick)
-        else:
-            self._interval = _TICK
-
-
-_houses: dict[asyncio.AbstractEventLoop, _House] = {}
-
-
-def _house(loop: asyncio.AbstractEventLoop) -> _House:
-    house = _houses.get(loop)
-    if house is None:
-        for other in list(_houses):
-            if other.is_closed():
-                _houses.pop(other, None)
-        house = _houses[loop] = _House(loop)
-    return house
 
 
 class _Term:
@@ -221,7 +106,7 @@ class _Sizes(dict[str, int]):
         self._agree()
 
 
-class SMTP(Legacy, Connection):
+class SMTP(Verbs, Introduced, Legacy):
     """One connection that takes mail for ``handler``, as aiosmtpd's ``SMTP`` does.
 
     A protocol factory for ``loop.create_server(lambda: SMTP(handler))`` on any asyncio loop. The parameters and
@@ -243,29 +128,19 @@ class SMTP(Legacy, Connection):
     tls_context: ssl.SSLContext | None = cast("ssl.SSLContext | None", _Term())
     __ident__: str = cast("str", _Term(__ident__))
 
-    AuthLoginUsernameChallenge = "User Name\x00"
-    AuthLoginPasswordChallenge = "Password\x00"
-
     replies_to_each = False  # recipient after DATA, as LMTP does
 
-    _house: _House
-    _terms: Terms
+    _house: House
+    _handler: Any
+    _encoding: str
+    _traced: bool
     _decode_data: bool
     _timeout_duration: float
-    _auth_required: bool
     _auth_require_tls: bool
     _auth_exclude: frozenset[str]
-    _auth_callback: AuthCallbackType | None
-    _authenticator: AuthenticatorType | None
     _call_limits: tuple[tuple[str, int], ...] | None
     _esmtp_parameters: str
     _proxy_timeout: float | None
-    _parser: ProxyParser
-    _proxy_timer: asyncio.TimerHandle | None = None
-    # what is waited for: a command that Python does, the client's answer, the dialogue, and the client's reading
-    _command: asyncio.Future[Any] | None = None
-    _response: asyncio.Future[bytes | None] | None = None
-    _performance: asyncio.Future[None] | None = None
     _writable: asyncio.Future[None] | None = None
     _over: asyncio.Future[None] | None = None
     _sizes: _Sizes | None = None
@@ -300,58 +175,89 @@ class SMTP(Legacy, Connection):
         loop: asyncio.AbstractEventLoop | None = None,
         esmtp_parameters: str = "refuse",
     ) -> None:
-        house = _house(loop if loop is not None else make_loop())
+        house = house_of(loop if loop is not None else make_loop())
         self.join(house.engine)
+        alike = (
+            type(self), type(handler), data_size_limit, enable_SMTPUTF8, decode_data, hostname, ident, tls_context,
+            require_starttls, timeout, auth_require_tls, proxy_protocol_timeout, esmtp_parameters,
+            self.line_length_limit, self.command_size_limit, self.local_part_limit,
+        )  # fmt: skip
+        # What makes one unlike the others, or has it say something, is made anew each time.
+        same = not (
+            auth_required or auth_exclude_mechanism or command_call_limit is not None
+            or log.isEnabledFor(logging.INFO) or isinstance(handler, type) or hooks_of(handler)
+        )  # fmt: skip
+        own = self.__dict__
+        own["_house"] = house
+        own["event_handler"] = own["_handler"] = _an_instance(handler)
+        own["_authenticator"] = authenticator
+        own["_auth_callback"] = None if authenticator is not None else auth_callback or login_always_fail
+        prepared = house.prepared.get(alike) if same else None
+        if prepared is not None:
+            own.update(prepared)
+            self.rules = own["_terms"].rules
+            super().__init__(house.engine, own["_alike"])
+            return
         assert data_size_limit is None or isinstance(data_size_limit, int)
-        if tls_context is not None:
-            _look_at(tls_context)
-        if auth_required and not auth_require_tls:
-            warnings.warn(
-                "Requiring AUTH while not requiring TLS can lead to security vulnerabilities!", stacklevel=2
-            )
-            log.warning("auth_required == True but auth_require_tls == False")
-        if proxy_protocol_timeout is not None:
-            if proxy_protocol_timeout <= 0:
-                raise ValueError("proxy_protocol_timeout must be > 0")
-            if proxy_protocol_timeout < 3.0:
-                log.warning("proxy_protocol_timeout < 3.0")
-        if esmtp_parameters not in ("refuse", "pass"):
-            raise ValueError(f'esmtp_parameters must be "refuse" or "pass", not {esmtp_parameters!r}')
-        self.__dict__.update(
-            _house=house,
-            event_handler=_an_instance(handler),
-            data_size_limit=data_size_limit,
-            enable_SMTPUTF8=enable_SMTPUTF8,
-            hostname=hostname or _fqdn(),
-            __ident__=ident or __ident__,
-            tls_context=tls_context,
-            require_starttls=bool(tls_context and require_starttls),
-            _decode_data=decode_data,
-            _timeout_duration=timeout,
-            _auth_required=auth_required,
-            _auth_require_tls=auth_require_tls,
-            _auth_exclude=frozenset(auth_exclude_mechanism or ()),
-            _auth_callback=None if authenticator is not None else auth_callback or login_always_fail,
-            _authenticator=authenticator,
-            _call_limits=None if command_call_limit is None else _call_limits(command_call_limit),
-            _esmtp_parameters=esmtp_parameters,
-            _proxy_timeout=proxy_protocol_timeout,
-        )
+        parameters: dict[str, Any] = {
+            "data_size_limit": data_size_limit,
+            "enable_SMTPUTF8": enable_SMTPUTF8,
+            "hostname": hostname or _fqdn(),
+            "__ident__": ident or __ident__,
+            "tls_context": tls_context,
+            "require_starttls": bool(tls_context and require_starttls),
+            "_decode_data": decode_data,
+            "_timeout_duration": timeout,
+            "_auth_required": auth_required,
+            "_auth_require_tls": auth_require_tls,
+            "_auth_exclude": frozenset(auth_exclude_mechanism or ()),
+            "_call_limits": None if command_call_limit is None else _call_limits(command_call_limit),
+            "_esmtp_parameters": esmtp_parameters,
+            "_proxy_timeout": proxy_protocol_timeout,
+        }
+        own.update(parameters)
         self._agree()
         super().__init__(house.engine, self._site)
+        said = self._say_what_is_odd()
+        if same and not said:
+            names = (*parameters, "_terms", "_encoding", "_traced")
+            house.prepare(alike, {name: own[name] for name in names} | {"_alike": self._site})
+
+    def _say_what_is_odd(self) -> bool:
+        """Warns of parameters that may be a mistake, and tells the mechanisms; returns whether it said anything.
+
+        Raises ``ValueError`` for those that are one.
+        """
+        said = _look_at(self.tls_context) if self.tls_context is not None else False
+        if self._auth_required and not self._auth_require_tls:
+            said = True
+            warnings.warn(
+                "Requiring AUTH while not requiring TLS can lead to security vulnerabilities!", stacklevel=3
+            )
+            log.warning("auth_required == True but auth_require_tls == False")
+        if self._proxy_timeout is not None:
+            if self._proxy_timeout <= 0:
+                raise ValueError("proxy_protocol_timeout must be > 0")
+            if self._proxy_timeout < 3.0:
+                said = True
+                log.warning("proxy_protocol_timeout < 3.0")
+        if self._esmtp_parameters not in ("refuse", "pass"):
+            raise ValueError(f'esmtp_parameters must be "refuse" or "pass", not {self._esmtp_parameters!r}')
         if self._terms.old_ehlo:
+            said = True
             warnings.warn(
                 "Use the 5-argument handle_EHLO() hook instead of the 4-argument handle_EHLO() hook; "
                 "support for the 4-argument handle_EHLO() hook will be removed in version 2.0",
                 DeprecationWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
-        if log.isEnabledFor(logging.INFO):
+        if self._traced:
             names = sorted(self._terms.mechanisms.items())
             log.info(
                 "Available AUTH mechanisms: %s",
                 " ".join(name + "(builtin)" if server else name for name, (server, _) in names),
             )
+        return said
 
     def _agree(self) -> None:
         """Finds the terms of its parameters, which hold from the next command on."""
@@ -379,11 +285,15 @@ class SMTP(Legacy, Connection):
                 command_size_limit=self.command_size_limit,
                 command_size_limits=tuple(sorted(self._sizes.items())) if self._sizes else (),
                 local_part_limit=self.local_part_limit or 0,
+                makes_facts=_makes_facts(type(self)),
                 traced=log.isEnabledFor(logging.INFO),
                 esmtp_parameters=own["_esmtp_parameters"],
             )
         )
         own["_terms"] = terms
+        own["_handler"] = handler
+        own["_traced"] = terms.rules.traced
+        own["_encoding"] = "utf-8" if own["enable_SMTPUTF8"] else "ascii"
         self.rules = terms.rules
         self._site = own["_house"].site(terms)
 
@@ -396,18 +306,15 @@ class SMTP(Legacy, Connection):
         if isinstance(encrypted, ssl.SSLObject):
             self.session.tls = True
             self.session.ssl = _facts(transport, encrypted)
+        self.session.loop = self.loop
         self.know_peer()
-        if log.isEnabledFor(logging.INFO):
+        if self._traced:
             log.info("Peer: %r", self.session.peer)
-        self._house.wind(min(self._timeout_duration, _TICK * 4))
+        self._house.wind(self._timeout_duration)
         if self._proxy_timeout is None:
             self.connect(self.transport.write)
-        elif self.session.proxy_data is not None:
-            self._prefaced(self.session.proxy_data)
         else:
-            self.expect_preface()
-            self._parser = ProxyParser()
-            self._proxy_timer = self.loop.call_later(self._proxy_timeout, self.transport.abort)
+            self.be_introduced(self._proxy_timeout)
 
     def data_received(self, data: bytes) -> None:
         """Takes octets from the client, for those who call a protocol by hand."""
@@ -421,15 +328,15 @@ class SMTP(Legacy, Connection):
         self.end()
 
     def eof_received(self) -> bool:
-        if log.isEnabledFor(logging.INFO):
+        if self._traced:
             log.info("%r EOF received", self.session.peer)
         return super().eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if log.isEnabledFor(logging.INFO):
+        if self._traced:
             log.info("%r connection lost", self.session.peer)
         super().connection_lost(exc)
-        for waited in (self._response, self._performance, self._command, self._proxy_timer):
+        for waited in (self._response, self._performance, self._command, self._introduction):
             if waited is not None:
                 waited.cancel()
         self.resume_waiting()
@@ -452,68 +359,6 @@ class SMTP(Legacy, Connection):
         if self._over is not None and not self._over.done():
             self._over.set_result(None)
 
-    # --- PROXY ----------------------------------------------------------------------------------------------
-
-    def proxied(self, proxy_data: ProxyData) -> None:
-        """Gives a PROXY header that somebody else has read, before ``connection_made``."""
-        self.session.proxy_data = proxy_data
-
-    def preface(self, octets: bytes) -> int:
-        taken = self._parser.feed(octets)
-        if self._parser.data is None:
-            return -1
-        assert self._proxy_timer is not None
-        self._proxy_timer.cancel()
-        self._prefaced(self._parser.data)
-        return taken
-
-    def _prefaced(self, data: ProxyData) -> None:
-        self.session.proxy_data = data
-        hook = getattr(self.event_handler, "handle_PROXY", None)
-        if not data or hook is None:
-            log.warning(
-                "%r %s PROXY handshake",
-                self.session.peer,
-                "no handle_PROXY for the" if data else "invalid",
-            )
-            self._end_preface(False)
-            return
-        if self.envelope is None:
-            self.envelope = self.make_envelope()
-        try:
-            result = hook(self, self.session, self.envelope, data)
-        except Exception as error:
-            self._complain("handle_PROXY", error, 0)
-            self._end_preface(False)
-            return
-        if asyncio.iscoroutine(result) or asyncio.isfuture(result):
-            future = asyncio.ensure_future(result, loop=self.loop)
-            self._command = future
-            future.add_done_callback(self._proxy_decided)
-        else:
-            self._end_preface(bool(result))
-
-    def _proxy_decided(self, future: asyncio.Future[Any]) -> None:
-        self._command = None
-        accepted = False
-        if not future.cancelled():
-            error = future.exception()
-            if error is not None:
-                self._complain("handle_PROXY", error, 0)
-            else:
-                accepted = bool(future.result())
-        self._end_preface(accepted)
-        self.go_on()
-
-    def _end_preface(self, accepted: bool) -> None:
-        if self.transport is None:
-            return
-        if accepted:
-            self.connect(self.transport.write)
-        else:
-            log.info("%r rejected by handle_PROXY", self.session.peer)
-            self.transport.close()
-
     # --- TLS ------------------------------------------------------------------------------------------------
 
     def secured(self, ssl: Any, write: Any) -> None:
@@ -533,15 +378,12 @@ class SMTP(Legacy, Connection):
 
     async def push(self, status: str | bytes) -> None:
         """Says a line, or some, to the client: adds CRLF, writes, and waits while the client does not read."""
-        octets = status if isinstance(status, bytes) else self._encode(status)
+        octets = status if isinstance(status, bytes) else status.encode(self._encoding, "surrogateescape")
         if log.isEnabledFor(logging.DEBUG):
             log.debug("%r << %r", self.session.peer, octets)
         self.tell(octets + b"\r\n")
         if self._writable is not None:
             await asyncio.shield(self._writable)
-
-    def _encode(self, status: str) -> bytes:
-        return status.encode("utf-8" if self.enable_SMTPUTF8 else "ascii", "surrogateescape")
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -573,14 +415,6 @@ class SMTP(Legacy, Connection):
         if self.session.host_name:
             return False
         await self.push(f"503 Error: send {helo} first")
-        return True
-
-    async def check_auth_needed(self, caller_method: str) -> bool:
-        """Whether the client has to authenticate before ``caller_method``; it is told so."""
-        if self.session.authenticated or not self._auth_required:
-            return False
-        log.info("%s: Authentication required", caller_method)
-        await self.push("530 5.7.0 Authentication required")
         return True
 
     @property
@@ -616,54 +450,11 @@ class SMTP(Legacy, Connection):
 
     _set_post_data_state = _set_rset_state
 
-    # --- commands that a subclass has overridden ------------------------------------------------------------
-
-    def _begin_command(self, verb: str, argument: str | None) -> object:
-        method = getattr(self, self._terms.commands[verb])
-        result = method(argument)
-        if asyncio.iscoroutine(result):
-            task = self.loop.create_task(result)
-            self._command = task
-            task.add_done_callback(self._command_done)
-            return LATER
-        return None
-
-    def _command_done(self, task: asyncio.Task[Any]) -> None:
-        if task is not self._command:
-            return
-        self._command = None
-        if task.cancelled():
-            self.end()
-        elif (error := task.exception()) is None:
-            self.answered(b"")
-        else:
-            reply = self._failure(self.asked, error)
-            if reply is not None:
-                self.answered(reply)
-
-    async def _perform(self, verb: str, argument: str | None) -> None:
-        if not self.perform(verb, argument):
-            performance = self.loop.create_future()
-            self._performance = performance
-            await performance
-
-    def performed(self) -> None:
-        performance, self._performance = self._performance, None
-        if performance is not None and not performance.done():
-            performance.set_result(None)
-
-    def expire(self, state: str) -> None:
-        command = self._command
-        if command is not None and state == "handler":
-            self._command = None
-            command.cancel()
-        super().expire(state)
-
     # --- answers --------------------------------------------------------------------------------------------
 
     def _reply(self, kind: int, result: object) -> bytes:
-        if isinstance(result, str):
-            octets = _status(result, "utf-8" if self.enable_SMTPUTF8 else "ascii")
+        if type(result) is str:
+            octets = _status(result, self._encoding)
         elif result is None and kind in _MAY_BE_SILENT:
             return b""
         elif isinstance(result, bytes):
@@ -709,186 +500,19 @@ class SMTP(Legacy, Connection):
             return _NO_REPLY[:-2]
         return status
 
-    # --- AUTH -----------------------------------------------------------------------------------------------
-
-    async def challenge_auth(
-        self, challenge: str | bytes, encode_to_b64: bool = True, log_client_response: bool = False
-    ) -> bytes | Missing:
-        """Asks the client within AUTH, and returns its answer, decoded from base64.
-
-        ``MISSING``: it gave up, or answered something else, and was told so. With ``log_client_response`` the
-        answer, a password as a rule, is logged.
-        """
-        octets = challenge.encode() if isinstance(challenge, str) else challenge
-        response = self.loop.create_future()
-        self._response = response
-        self.challenge(b"334 " + (b64encode(octets) if encode_to_b64 else octets) + b"\r\n")
-        line = await response
-        if line is None:
-            log.warning("%r aborted AUTH with '*'", self.session.peer)
-            return MISSING
-        if log_client_response:
-            warnings.warn("AUTH interaction logging is enabled!", stacklevel=2)
-            warnings.warn("Sensitive information might be leaked!", stacklevel=2)
-            log.debug("%r >> %r", self.session.peer, line)
-        decoded = decode(line.strip())
-        if decoded is None:
-            log.debug("%r can't decode base64: %s", self.session.peer, line)
-            await self.push(BAD_BASE64)
-            return MISSING
-        return decoded
-
-    def responded(self, line: bytes | None) -> None:
-        response, self._response = self._response, None
-        if response is not None and not response.done():
-            response.set_result(line)
-
-    async def auth_PLAIN(self, _: object, args: list[str]) -> AuthResult:
-        """AUTH PLAIN; to be overridden."""
-        return self._authenticate("PLAIN", await plain(self, args))
-
-    async def auth_LOGIN(self, _: object, args: list[str]) -> AuthResult:
-        """AUTH LOGIN; to be overridden."""
-        return self._authenticate("LOGIN", await login(self, args))
-
-    def _authenticate(self, mechanism: str, auth_data: Any) -> AuthResult:
-        """Has the program judge credentials; ``None`` are those that the client was told are malformed."""
-        if auth_data is None:
-            return AuthResult(success=False, handled=True)
-        if self._authenticator is not None:
-            assert self.envelope is not None
-            return self._authenticator(self, self.session, self.envelope, mechanism, auth_data)
-        assert self._auth_callback is not None
-        if self._auth_callback(mechanism, *auth_data):
-            return AuthResult(success=True, handled=True, auth_data=auth_data)
-        return AuthResult(success=False, handled=False)
-
-    async def _authenticate_by(self, words: list[str]) -> Any:
-        handler = self.event_handler
-        if hasattr(handler, "handle_AUTH"):
-            status = handler.handle_AUTH(self, self.session, self.envelope, words)
-            status = await status if asyncio.iscoroutine(status) else status
-            if status is not MISSING:
-                return status
-        ours, method = self._terms.mechanisms[words[0]]
-        result = getattr(self if ours else handler, method)(self, words)
-        if asyncio.iscoroutine(result):
-            result = await result
-        log.debug("auth_%s returned %r", words[0], result)
-        session = self.session
-        if isinstance(result, AuthResult):
-            if result.success:
-                session.authenticated = True
-                session.auth_data = result.auth_data
-                session.note_login(getattr(result.auth_data, "login", None))
-                return result.message or SUCCEEDED
-            return None if result.handled else result.message or FAILED
-        if result is None:
-            return None
-        if result is MISSING or result is False:
-            return FAILED
-        session.authenticated = True
-        session.note_login(result)
-        return SUCCEEDED
-
-    # --- the commands ---------------------------------------------------------------------------------------
-    # None of these is called unless a subclass has one of its own: the dialogue does them.
-
-    @built_in
-    @syntax("HELO hostname")
-    async def smtp_HELO(self, hostname: str) -> None:
-        """HELO; to be overridden, as all of these."""
-        await self._perform("HELO", hostname)
-
-    @built_in
-    @syntax("EHLO hostname")
-    async def smtp_EHLO(self, hostname: str) -> None:
-        """EHLO."""
-        await self._perform("EHLO", hostname)
-
-    @built_in
-    @syntax("NOOP [ignored]")
-    async def smtp_NOOP(self, arg: str | None) -> None:
-        """NOOP."""
-        await self._perform("NOOP", arg)
-
-    @built_in
-    @syntax("QUIT")
-    async def smtp_QUIT(self, arg: str | None) -> None:
-        """QUIT."""
-        await self._perform("QUIT", arg)
-
-    @built_in
-    @syntax("STARTTLS", when="tls_context")
-    async def smtp_STARTTLS(self, arg: str | None) -> None:
-        """STARTTLS (RFC 3207)."""
-        await self._perform("STARTTLS", arg)
-
-    @built_in
-    @syntax("AUTH <mechanism>")
-    async def smtp_AUTH(self, arg: str | None) -> None:
-        """AUTH (RFC 4954)."""
-        await self._perform("AUTH", arg)
-
-    @built_in
-    @syntax("VRFY <address>")
-    async def smtp_VRFY(self, arg: str | None) -> None:
-        """VRFY."""
-        await self._perform("VRFY", arg)
-
-    @built_in
-    @syntax("MAIL FROM: <address>", extended=" [SP <mail-parameters>]")
-    async def smtp_MAIL(self, arg: str | None) -> None:
-        """MAIL."""
-        await self._perform("MAIL", arg)
-
-    @built_in
-    @syntax("RCPT TO: <address>", extended=" [SP <mail-parameters>]")
-    async def smtp_RCPT(self, arg: str | None) -> None:
-        """RCPT."""
-        await self._perform("RCPT", arg)
-
-    @built_in
-    @syntax("RSET")
-    async def smtp_RSET(self, arg: str | None) -> None:
-        """RSET."""
-        await self._perform("RSET", arg)
-
-    @built_in
-    @syntax("DATA")
-    async def smtp_DATA(self, arg: str | None) -> None:
-        """DATA, to the reply after its content."""
-        await self._perform("DATA", arg)
-
-    @built_in
-    async def smtp_EXPN(self, arg: str | None) -> None:
-        """EXPN."""
-        await self._perform("EXPN", arg)
-
-    @syntax("HELP [command]")
-    async def smtp_HELP(self, arg: str | None) -> None:
-        """HELP: the commands that have a ``@syntax``, or that of one."""
-        if await self.check_auth_needed("HELP"):
-            return
-        known = {verb: getattr(self, name) for verb, name in self._terms.commands.items()}
-        listed = {verb: method for verb, method in known.items() if self._syntax_available(method)}
-        method = listed.get(arg.upper()) if arg else None
-        if method is not None:
-            extended = method.__smtp_syntax_extended__ if self.session.extended_smtp else None
-            await self.push(f"250 Syntax: {method.__smtp_syntax__}{extended or ''}")
-            return
-        await self.push(f"{501 if arg else 250} Supported commands: {' '.join(sorted(listed))}")
-
-    def _syntax_available(self, method: Callable[..., Any]) -> bool:
-        if not hasattr(method, "__smtp_syntax__"):
-            return False
-        when = method.__smtp_syntax_when__  # type: ignore[attr-defined]
-        return when is None or bool(getattr(self, when))
-
 
 @lru_cache(maxsize=1024)
 def _status(status: str, encoding: str) -> bytes:
     return status.encode(encoding, "surrogateescape") + b"\r\n"
+
+
+@cache
+def _makes_facts(server: Any) -> bool:
+    """Whether sessions or envelopes are others than the dialogue would make."""
+    return (
+        server._create_session is not SMTP._create_session
+        or server._create_envelope is not SMTP._create_envelope
+    )
 
 
 @cache
@@ -907,7 +531,8 @@ def _an_instance(handler: Any) -> Any:
     return handler
 
 
-def _look_at(context: ssl.SSLContext) -> None:
+def _look_at(context: ssl.SSLContext) -> bool:
+    """Whether there was something to say of a context for STARTTLS."""
     if context.verify_mode not in (ssl.CERT_NONE, ssl.CERT_OPTIONAL):
         log.warning(
             "tls_context.verify_mode not in {CERT_NONE, CERT_OPTIONAL}; "
@@ -915,6 +540,9 @@ def _look_at(context: ssl.SSLContext) -> None:
         )
     elif context.check_hostname:
         log.warning("tls_context.check_hostname == True; this might cause client connection problems")
+    else:
+        return False
+    return True
 
 
 def _call_limits(limits: int | dict[str, int]) -> tuple[tuple[str, int], ...]:

@@ -50,6 +50,7 @@ class Parameters(NamedTuple):
     command_size_limit: int
     command_size_limits: tuple[tuple[str, int], ...]
     local_part_limit: int
+    makes_facts: bool
     traced: bool
     esmtp_parameters: str
 
@@ -84,10 +85,16 @@ def ehlo_arity(handler: object) -> int:
     hook = getattr(handler, "handle_EHLO", None)
     if hook is None:
         return 0
-    arity = len(inspect.signature(hook).parameters)
+    function = getattr(hook, "__func__", None)
+    arity = len(inspect.signature(hook).parameters) if function is None else _arity(function) - 1
     if arity not in (4, 5):
         raise RuntimeError("Unsupported EHLO Hook")
     return arity
+
+
+@lru_cache(maxsize=256)
+def _arity(function: Callable[..., Any]) -> int:
+    return len(inspect.signature(function).parameters)
 
 
 @lru_cache(maxsize=256)
@@ -157,7 +164,7 @@ def _rules(
         pass_parameters=parameters.esmtp_parameters == "pass",
         whole=sum(VERB_BITS[verb] for verb in own if verb in VERB_BITS),
         own_verbs=own - VERB_BITS.keys(),
-        makes_facts=True,
+        makes_facts=parameters.makes_facts,
         traced=parameters.traced,
         max_message_size=parameters.data_size_limit,
         max_recipients=0,
@@ -209,23 +216,27 @@ def _calls(parameters: Parameters, methods: set[str], old_ehlo: bool) -> dict[st
 def _hook(name: str) -> Call:
     """A hook of whatever handler the connection has. The shapes are written out: it is the way of every message."""
     method = f"handle_{name}"
+    if name == "DATA":
+        return lambda server, argument, options: server._handler.handle_DATA(
+            server, server.session, server.envelope
+        )
     if name in ("MAIL", "RCPT"):
-        return lambda server, argument, options: getattr(server.event_handler, method)(
+        return lambda server, argument, options: getattr(server._handler, method)(
             server, server.session, server.envelope, argument, options
         )
     if name in ("HELO", "VRFY"):
-        return lambda server, argument, options: getattr(server.event_handler, method)(
+        return lambda server, argument, options: getattr(server._handler, method)(
             server, server.session, server.envelope, argument
         )
     if name == "NOOP":
-        return lambda server, argument, options: server.event_handler.handle_NOOP(
+        return lambda server, argument, options: server._handler.handle_NOOP(
             server, server.session, server.envelope, argument or None
         )
     if name == "EHLO":
-        return lambda server, argument, options: server.event_handler.handle_EHLO(
+        return lambda server, argument, options: server._handler.handle_EHLO(
             server, server.session, server.envelope, argument, server.ehlo_lines
         )
-    return lambda server, argument, options: getattr(server.event_handler, method)(
+    return lambda server, argument, options: getattr(server._handler, method)(
         server, server.session, server.envelope
     )
 
@@ -238,16 +249,14 @@ def _in_thread(name: str) -> Call:
 async def _old_ehlo(server: Any, argument: Any, options: Any) -> Any:
     """The 4-argument hook, which gives only the last line and may say some itself before."""
     server.tell("".join(f"{line}\r\n" for line in server.ehlo_lines[:-1]).encode())
-    return await settled(server.event_handler.handle_EHLO(server, server.session, server.envelope, argument))
+    return await settled(server._handler.handle_EHLO(server, server.session, server.envelope, argument))
 
 
 async def _process_message(server: Any, argument: Any, options: Any) -> Any:
     warnings.warn("Use handler.handle_DATA() instead of .process_message()", DeprecationWarning, stacklevel=2)
     session, envelope = server.session, server.envelope
     status = await settled(
-        server.event_handler.process_message(
-            session.peer, envelope.mail_from, envelope.rcpt_tos, envelope.content
-        )
+        server._handler.process_message(session.peer, envelope.mail_from, envelope.rcpt_tos, envelope.content)
     )
     return _OK if status is None else status
 

@@ -1,0 +1,136 @@
+"""AUTH on a connection: challenges and their answers, the mechanisms' methods, and what their results mean.
+
+Knows aiosmtpd's ways to judge a client: ``authenticator``, ``auth_callback``, ``handle_AUTH`` and ``auth_`` methods.
+Refuses to know when AUTH may be said, which is the dialogue's, and what PLAIN and LOGIN look like.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import warnings
+from base64 import b64encode
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from fastsmtp.connection import Connection
+from fastsmtp.envelope import Envelope, Session
+from fastsmtp.hooks import settled
+from fastsmtp.sasl import (
+    BAD_BASE64,
+    FAILED,
+    MISSING,
+    SUCCEEDED,
+    AuthResult,
+    Missing,
+    decode,
+    login,
+    plain,
+)
+from fastsmtp.terms import Terms
+
+if TYPE_CHECKING:
+    from fastsmtp.smtp import SMTP
+
+AuthCallbackType: TypeAlias = Callable[[str, bytes, bytes], bool]
+AuthenticatorType: TypeAlias = "Callable[[SMTP, Session, Envelope, str, Any], AuthResult]"
+
+log = logging.getLogger("mail.log")
+
+
+def login_always_fail(mechanism: str, login: bytes, password: bytes) -> bool:
+    """The ``auth_callback`` of those who have none."""
+    return False
+
+
+class Authentication(Connection):
+    """A connection whose client may say who it is."""
+
+    AuthLoginUsernameChallenge = "User Name\x00"
+    AuthLoginPasswordChallenge = "Password\x00"
+
+    event_handler: Any
+    _terms: Terms
+    _auth_callback: AuthCallbackType | None
+    _authenticator: AuthenticatorType | None
+    _response: asyncio.Future[bytes | None] | None = None
+
+    async def push(self, status: str | bytes) -> None:
+        raise NotImplementedError
+
+    async def challenge_auth(
+        self, challenge: str | bytes, encode_to_b64: bool = True, log_client_response: bool = False
+    ) -> bytes | Missing:
+        """Asks the client within AUTH, and returns its answer, decoded from base64.
+
+        ``MISSING``: it gave up, or answered something else, and was told so. With ``log_client_response`` the
+        answer, a password as a rule, is logged.
+        """
+        octets = challenge.encode() if isinstance(challenge, str) else challenge
+        response = self.loop.create_future()
+        self._response = response
+        self.challenge(b"334 " + (b64encode(octets) if encode_to_b64 else octets) + b"\r\n")
+        line = await response
+        if line is None:
+            log.warning("%r aborted AUTH with '*'", self.session.peer)
+            return MISSING
+        if log_client_response:
+            warnings.warn("AUTH interaction logging is enabled!", stacklevel=2)
+            warnings.warn("Sensitive information might be leaked!", stacklevel=2)
+            log.debug("%r >> %r", self.session.peer, line)
+        decoded = decode(line.strip())
+        if decoded is None:
+            log.debug("%r can't decode base64: %s", self.session.peer, line)
+            await self.push(BAD_BASE64)
+            return MISSING
+        return decoded
+
+    def responded(self, line: bytes | None) -> None:
+        response, self._response = self._response, None
+        if response is not None and not response.done():
+            response.set_result(line)
+
+    async def auth_PLAIN(self, _: object, args: list[str]) -> AuthResult:
+        """AUTH PLAIN; to be overridden."""
+        return self._authenticate("PLAIN", await plain(self, args))
+
+    async def auth_LOGIN(self, _: object, args: list[str]) -> AuthResult:
+        """AUTH LOGIN; to be overridden."""
+        return self._authenticate("LOGIN", await login(self, args))
+
+    def _authenticate(self, mechanism: str, auth_data: Any) -> AuthResult:
+        """Has the program judge credentials; ``None`` are those that the client was told are malformed."""
+        if auth_data is None:
+            return AuthResult(success=False, handled=True)
+        if self._authenticator is not None:
+            assert self.envelope is not None
+            return self._authenticator(cast("SMTP", self), self.session, self.envelope, mechanism, auth_data)
+        assert self._auth_callback is not None
+        if self._auth_callback(mechanism, *auth_data):
+            return AuthResult(success=True, handled=True, auth_data=auth_data)
+        return AuthResult(success=False, handled=False)
+
+    async def _authenticate_by(self, words: list[str]) -> Any:
+        handler = self.event_handler
+        if hasattr(handler, "handle_AUTH"):
+            status = await settled(handler.handle_AUTH(self, self.session, self.envelope, words))
+            if status is not MISSING:
+                return status
+        ours, method = self._terms.mechanisms[words[0]]
+        result = await settled(getattr(self if ours else handler, method)(self, words))
+        log.debug("auth_%s returned %r", words[0], result)
+        session = self.session
+        if isinstance(result, AuthResult):
+            if result.success:
+                session.authenticated = True
+                session.auth_data = result.auth_data
+                session.note_login(getattr(result.auth_data, "login", None))
+                return result.message or SUCCEEDED
+            return None if result.handled else result.message or FAILED
+        if result is None:
+            return None
+        if result is MISSING or result is False:
+            return FAILED
+        session.authenticated = True
+        session.note_login(result)
+        return SUCCEEDED
