@@ -11,7 +11,7 @@ import logging
 import warnings
 from base64 import b64encode
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from fastsmtp.connection import Connection
 from fastsmtp.envelope import Envelope, Session

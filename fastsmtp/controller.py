@@ -22,8 +22,8 @@ from pathlib import Path
 from socket import AF_INET6, SOCK_STREAM, has_ipv6
 from socket import socket as makesock
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, cast
-from weakref import WeakSet
 
+from fastsmtp.guests import Guests
 from fastsmtp.proxied import ProxiedServer, create_proxied_server
 from fastsmtp.smtp import SMTP
 
@@ -62,11 +62,7 @@ DEFAULT_GRACE = 5.0
 
 _TIMEOUT_VARIABLES = ("FASTSMTP_CONTROLLER_TIMEOUT", "AIOSMTPD_CONTROLLER_TIMEOUT")
 
-# While messages finish: how often to look.
-_DRAIN_STEP = 0.01
-# At the end: turns of the loop that closed transports get to go, and seconds that cancelled tasks get.
-_TURNS_TO_GO = 10
-_LAST_WAIT = 1.0
+_LAST_WAIT = 1.0  # seconds that cancelled tasks get at the end
 
 # With several addresses, the port that the kernel picks on the first may be taken on another.
 _PORT_ZERO_TRIES = 20
@@ -206,7 +202,7 @@ class BaseController(metaclass=ABCMeta):
             self.SMTP_kwargs["hostname"] = server_hostname
         self.SMTP_kwargs.setdefault("enable_SMTPUTF8", True)
         self._factory_invoked = threading.Event()
-        self._connections: WeakSet[Any] = WeakSet()
+        self._guests = Guests()
 
     # --- the loop -------------------------------------------------------------------------------------------
 
@@ -271,8 +267,7 @@ class BaseController(metaclass=ABCMeta):
             return _FakeServer(self.loop)
         finally:
             self._factory_invoked.set()
-        if hasattr(smtpd, "shut_down"):
-            self._connections.add(smtpd)
+        self._guests.add(smtpd)
         return smtpd  # type: ignore[no-any-return]
 
     def _proxied_factory(self, data: ProxyData) -> asyncio.BaseProtocol:
@@ -319,49 +314,6 @@ class BaseController(metaclass=ABCMeta):
             self._cleanup()
             raise
 
-    async def _drain(self, grace: float) -> None:
-        """Stops accepting, and ends connections: idle ones at once, those with a message under way when it is
-        done, all that are left when ``grace`` seconds are over.
-        """
-        assert self.server is not None
-        # asyncio attaches what it has accepted in a task; a server that is closed before that loses it.
-        for sock in self.server.sockets:
-            self.loop.remove_reader(sock.fileno())
-        await asyncio.sleep(0)
-        self.server.close()
-        end = self.loop.time() + grace
-        while True:
-            if not self._shut_down(idle_only=self.loop.time() < end):
-                return
-            await asyncio.sleep(_DRAIN_STEP)
-
-    def _shut_down(self, *, idle_only: bool) -> bool:
-        """Ends connections, those that are idle or all; whether some are left."""
-        left = False
-        for connection in self._connected():
-            if not connection.closed:
-                if idle_only and not connection.quiet:
-                    left = True
-                else:
-                    connection.shut_down()
-        return left
-
-    async def _close(self, server: Server) -> None:
-        """Stops accepting and ends all connections now."""
-        server.close()
-        self._shut_down(idle_only=False)
-        await asyncio.sleep(0)  # what was closed gets its turn to go
-        for connection in self._connected():
-            connection.abort()
-        # Not server.wait_closed(), which newer loops keep waiting for protocols that are not ours to close.
-        for _ in range(_TURNS_TO_GO):
-            await asyncio.sleep(0)
-            if not self._connected():
-                break
-
-    def _connected(self) -> list[Any]:
-        return [connection for connection in self._connections if connection.transport is not None]
-
     def _cleanup(self) -> None:
         """Forgets what belongs to one start."""
         self._thread_exception = None
@@ -369,7 +321,7 @@ class BaseController(metaclass=ABCMeta):
         self.server_coro = None
         self.server = None
         self.smtpd = None
-        self._connections.clear()
+        self._guests.forget()
 
     def _release(self) -> None:  # noqa: B027, for those who have something to give back
         """Gives back what is left of the address when the server has stopped."""
@@ -377,8 +329,8 @@ class BaseController(metaclass=ABCMeta):
     async def _serve_no_more(self, grace: float | None) -> None:
         """The opposite of ``_open``."""
         assert self.server is not None, "SMTP daemon not running"
-        await self._drain(self.grace if grace is None else grace)
-        await self._close(self.server)
+        await self._guests.leave(self.server, self.grace if grace is None else grace)
+        await self._guests.end(self.server)
         self._cleanup()
 
     async def __aenter__(self) -> Self:
@@ -481,7 +433,7 @@ class BaseThreadedController(BaseController, metaclass=ABCMeta):
 
     async def _wind_up(self, server: Server) -> None:
         """Leaves nothing behind in a loop that is about to be closed."""
-        await self._close(server)
+        await self._guests.end(server)
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
@@ -515,7 +467,8 @@ class BaseThreadedController(BaseController, metaclass=ABCMeta):
 
     async def _drain_and_end(self, grace: float) -> None:
         try:
-            await self._drain(grace)
+            assert self.server is not None
+            await self._guests.leave(self.server, grace)
         finally:
             self.cancel_tasks()
 

@@ -285,7 +285,7 @@ class SMTP(Verbs, Introduced, Legacy):
                 command_size_limit=self.command_size_limit,
                 command_size_limits=tuple(sorted(self._sizes.items())) if self._sizes else (),
                 local_part_limit=self.local_part_limit or 0,
-                makes_facts=_makes_facts(type(self)),
+                makes_facts=_makes_facts(cast("Any", type(self))),
                 traced=log.isEnabledFor(logging.INFO),
                 esmtp_parameters=own["_esmtp_parameters"],
             )

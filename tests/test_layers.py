@@ -25,7 +25,7 @@ LAYERS = (
     ("verbs", "authentication", "introduced"),
     ("legacy",),
     ("smtp",),
-    ("lmtp", "handlers"),
+    ("lmtp", "handlers", "guests"),
     ("controller",),
     ("", "cli"),  # "" is the package itself
     ("__main__",),
