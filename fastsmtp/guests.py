@@ -45,8 +45,8 @@ class Guests:
         await asyncio.sleep(0)
         server.close()
         end = loop.time() + grace
-        while self._shut_down(idle_only=loop.time() < end):
-            await asyncio.sleep(_STEP)  # noqa: ASYNC110, nobody tells when a connection becomes idle
+        while self._shut_down(idle_only=loop.time() < end):  # noqa: ASYNC110, idleness is not told
+            await asyncio.sleep(_STEP)
 
     async def end(self, server: Server | ProxiedServer) -> None:
         """Stops accepting and ends all connections now."""

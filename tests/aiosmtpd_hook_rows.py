@@ -162,6 +162,13 @@ class StaticHooks:
         return f"250 {cls.__name__}"
 
 
+class AnswersToAnyName:
+    """As mocks do: hooks are those that ``dir`` lists."""
+
+    def __getattr__(self, name: str) -> object:
+        raise AttributeError(name) if name.startswith("__") else AssertionError(name)
+
+
 class Unspeakable(Exception):
     def __str__(self) -> str:
         raise ValueError("and again")
@@ -271,6 +278,9 @@ HOOKS = [
         (Looks, ProcessMessage), {})(smtp)),
     Row("a handler that is a class", ("VRFY a", "252 static a"), ("NOOP", "250 StaticHooks"),
         handler=lambda smtp: StaticHooks),
+    Row("a handler that answers to any name", HELO, EHLO, MAIL, RCPT, ("NOOP", OK), ("RSET", OK),
+        ("VRFY @@", "502 Could not VRFY @@"),
+        handler=lambda smtp: AnswersToAnyName()),
     Row("a handler that is None", EHLO, MAIL, RCPT, DATA, TEXT, handler=lambda smtp: None),
 ]  # fmt: skip
 

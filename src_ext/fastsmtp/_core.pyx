@@ -176,7 +176,7 @@ cdef class Dialogue(Commands):
         if self.phase == PHASE_CLOSED:
             # The last replies are still to be read by the client, which may never do that.
             return "command" if self.connected and now - self.last > rules.idle_timeout else None
-        if self.asking and self.phase != PHASE_RESPONSE:
+        if self.asking and self.phase <= PHASE_COMMAND:
             return "handler" if now - self.asked_at > rules.handler_timeout else None
         if now - self.last > rules.idle_timeout:
             return "data" if self.phase == PHASE_CONTENT else "command"

@@ -152,7 +152,7 @@ cdef class Wire:
     cdef bint _waits(self) noexcept:
         """Whether nothing that the client sends can be taken now."""
         return (self.held_back or self.phase == PHASE_NEW
-                or (self.asking != ASK_NOTHING and self.phase != PHASE_RESPONSE))
+                or (self.asking != ASK_NOTHING and self.phase == PHASE_COMMAND))
 
     def take_turn(self):
         """Reading goes on after ``give_way``, unless something else keeps it."""
