@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from fastsmtp.connection import Connection
 from fastsmtp.envelope import Envelope, Session
-from fastsmtp.hooks import settled
+from fastsmtp.hooks import find_hook, settled
 from fastsmtp.sasl import (
     BAD_BASE64,
     FAILED,
@@ -110,14 +110,19 @@ class Authentication(Connection):
             return AuthResult(success=True, handled=True, auth_data=auth_data)
         return AuthResult(success=False, handled=False)
 
+    async def _call_handler_hook(self, command: str, *args: Any) -> Any:
+        """Calls a hook; ``MISSING`` without one. A subclass may have another way, which is then every hook's."""
+        hook = find_hook(self.event_handler, f"handle_{command}")
+        if hook is None:
+            return MISSING
+        return await settled(hook(self, self.session, self.envelope, *args))
+
     async def _authenticate_by(self, words: list[str]) -> Any:
-        handler = self.event_handler
-        if hasattr(handler, "handle_AUTH"):
-            status = await settled(handler.handle_AUTH(self, self.session, self.envelope, words))
-            if status is not MISSING:
-                return status
+        status = await self._call_handler_hook("AUTH", words)
+        if status is not MISSING:
+            return status
         ours, method = self._terms.mechanisms[words[0]]
-        result = await settled(getattr(self if ours else handler, method)(self, words))
+        result = await settled(getattr(self if ours else self.event_handler, method)(self, words))
         log.debug("auth_%s returned %r", words[0], result)
         session = self.session
         if isinstance(result, AuthResult):

@@ -197,6 +197,11 @@ async def settled(result: Any) -> Any:
     return await result if inspect.isawaitable(result) else result
 
 
+def find_hook(handler: object, name: str) -> Callable[..., Any] | None:
+    """A hook that the handler really has: mocks, and what passes everything on, seem to have any."""
+    return getattr(handler, name) if name in dir(handler) else None
+
+
 def load_handler(path: str) -> object:
     """What ``MODULE:NAME`` names: a handler, or a class of handlers, which is left for ``Plan`` to call.
 

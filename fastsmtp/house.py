@@ -95,6 +95,12 @@ class House:
 _houses: dict[asyncio.AbstractEventLoop, House] = {}
 
 
+def forget_prepared() -> None:
+    """Forgets what connections that are alike have in common, since it may not be so any more."""
+    for house in list(_houses.values()):
+        house.prepared.clear()
+
+
 def house_of(loop: asyncio.AbstractEventLoop) -> House:
     house = _houses.get(loop)
     if house is None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from fastsmtp.connection import Connection
+from fastsmtp.hooks import find_hook
 from fastsmtp.proxy_protocol import ProxyData, ProxyParser
 
 log = logging.getLogger("mail.log")
@@ -20,6 +22,7 @@ class Introduced(Connection):
     """A connection that may begin with a PROXY header."""
 
     event_handler: Any
+    writer: Callable[[asyncio.Transport], Callable[[bytes | bytearray], object]]
     _parser: ProxyParser
     _introduction: asyncio.Handle | asyncio.Future[Any] | None = None
 
@@ -48,7 +51,7 @@ class Introduced(Connection):
 
     def _introduced(self, data: ProxyData) -> None:
         self.session.proxy_data = data
-        hook = getattr(self.event_handler, "handle_PROXY", None)
+        hook = find_hook(self.event_handler, "handle_PROXY")
         if not data:
             log.warning("%r invalid PROXY handshake", self.session.peer)
             self._decide(False)
@@ -85,7 +88,7 @@ class Introduced(Connection):
         if self.transport is None:
             return
         if accepted:
-            self.connect(self.transport.write)
+            self.connect(self.writer(self.transport))
         else:
             log.info("%r rejected by handle_PROXY", self.session.peer)
             self.transport.close()

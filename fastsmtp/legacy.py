@@ -6,6 +6,7 @@ Knows what each gave. Refuses to know more: none of it is used by this package.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,8 +14,7 @@ from typing import Any, NamedTuple
 
 from fastsmtp._commands import parse_address
 from fastsmtp.authentication import Authentication
-from fastsmtp.hooks import settled
-from fastsmtp.sasl import MISSING, Missing
+from fastsmtp.sasl import Missing
 
 
 class _AuthMethod(NamedTuple):
@@ -22,11 +22,39 @@ class _AuthMethod(NamedTuple):
     is_builtin: bool
 
 
+class _Stream:
+    """The stream that aiosmtpd's connection had, for those who began TLS on it and gave it the new transport."""
+
+    def __init__(self, smtp: Legacy) -> None:
+        self._smtp = smtp
+        self._last = smtp.transport
+
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        if self._smtp.transport is not None:
+            self._last = self._smtp.transport
+        return self._last
+
+    @property
+    def _transport(self) -> asyncio.Transport | None:
+        return self.transport
+
+    @_transport.setter
+    def _transport(self, transport: asyncio.Transport) -> None:
+        if transport is not self._smtp.transport:
+            self._smtp.transport = transport
+            self._smtp.secured(transport.get_extra_info("ssl_object"), transport.write)
+
+    def close(self) -> None:
+        self._smtp.end()
+
+
 class Legacy(Authentication):
     """What an ``SMTP`` has for such programs."""
 
     _call_limits: tuple[tuple[str, int], ...] | None
     local_part_limit: int
+    _stream: _Stream | None = None
 
     @property
     def _auth_methods(self) -> dict[str, _AuthMethod]:
@@ -57,11 +85,17 @@ class Legacy(Authentication):
     def _tls_protocol(self) -> object | None:
         return self.session.ssl
 
-    async def _call_handler_hook(self, command: str, *args: Any) -> Any:
-        hook = getattr(self.event_handler, f"handle_{command}", None)
-        if hook is None:
-            return MISSING
-        return await settled(hook(self, self.session, self.envelope, *args))
+    @_tls_protocol.setter
+    def _tls_protocol(self, protocol: object) -> None:
+        """Programs set it after they began TLS themselves; the new transport says as much."""
+
+    @property
+    def _writer(self) -> _Stream:
+        if self._stream is None:
+            self._stream = _Stream(self)
+        return self._stream
+
+    _reader = _writer
 
     def _strip_command_keyword(self, keyword: str, arg: str) -> str | None:
         return arg[len(keyword) :].strip() if arg[: len(keyword)].upper() == keyword else None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastsmtp.smtp import SMTP
 from fastsmtp.terms import built_in
 from fastsmtp.verbs import syntax
@@ -21,8 +19,13 @@ class LMTP(SMTP):
     show_smtp_greeting = False
     replies_to_each = True
 
-    smtp_HELO: Any = None
-    smtp_EHLO: Any = None
+    async def smtp_HELO(self, hostname: str) -> None:
+        """HELO is no command of LMTP."""
+        await self.push('500 Error: command "HELO" not recognized')
+
+    async def smtp_EHLO(self, hostname: str) -> None:
+        """EHLO is no command of LMTP."""
+        await self.push('500 Error: command "EHLO" not recognized')
 
     @built_in
     @syntax("LHLO hostname")

@@ -21,14 +21,16 @@ from fastsmtp._version import __version__
 from fastsmtp.authentication import AuthCallbackType, AuthenticatorType, login_always_fail
 from fastsmtp.envelope import Envelope, Session
 from fastsmtp.errors import SMTPError
-from fastsmtp.house import House, house_of, make_loop
+from fastsmtp.house import House, forget_prepared, house_of, make_loop
 from fastsmtp.introduced import Introduced
 from fastsmtp.legacy import Legacy
+from fastsmtp.pushing import Pushing
 from fastsmtp.sasl import CLIENT_AUTH_B as CLIENT_AUTH_B
 from fastsmtp.sasl import MISSING, AuthResult, LoginPassword, auth_mechanism, sanitize, sanitized_log
 from fastsmtp.sasl import VALID_AUTHMECH as VALID_AUTHMECH
 from fastsmtp.terms import Parameters, agree, ehlo_arity, hooks_of
 from fastsmtp.verbs import Verbs, syntax
+from fastsmtp.watched import Term, Watched
 
 __all__ = [
     "MISSING",
@@ -78,23 +80,6 @@ def _fqdn() -> str:
     return socket.getfqdn()  # may ask a name server for seconds: once a process, not once a connection
 
 
-class _Term:
-    """A parameter that may be changed on the class, in a subclass, and on a connection while it runs."""
-
-    def __init__(self, default: Any = None) -> None:
-        self.default = default
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, smtp: SMTP | None, owner: type) -> Any:
-        return self.default if smtp is None else smtp.__dict__.get(self.name, self.default)
-
-    def __set__(self, smtp: SMTP, value: Any) -> None:
-        smtp.__dict__[self.name] = value
-        smtp._agree()
-
-
 class _Sizes(dict[str, int]):
     """A dictionary whose changes hold at once."""
 
@@ -106,7 +91,7 @@ class _Sizes(dict[str, int]):
         self._agree()
 
 
-class SMTP(Verbs, Introduced, Legacy):
+class SMTP(Verbs, Introduced, Pushing, Legacy, metaclass=Watched):
     """One connection that takes mail for ``handler``, as aiosmtpd's ``SMTP`` does.
 
     A protocol factory for ``loop.create_server(lambda: SMTP(handler))`` on any asyncio loop. The parameters and
@@ -117,16 +102,16 @@ class SMTP(Verbs, Introduced, Legacy):
     of neither shape.
     """
 
-    command_size_limit: int = cast("int", _Term(512))
-    line_length_limit: int = cast("int", _Term(1001))
-    local_part_limit: int = cast("int", _Term(0))
-    event_handler: Any = _Term()
-    data_size_limit: int | None = cast("int | None", _Term())
-    enable_SMTPUTF8: bool = cast("bool", _Term(False))
-    hostname: str = cast("str", _Term(""))
-    require_starttls: bool = cast("bool", _Term(False))
-    tls_context: ssl.SSLContext | None = cast("ssl.SSLContext | None", _Term())
-    __ident__: str = cast("str", _Term(__ident__))
+    command_size_limit: int = cast("int", Term(512))
+    line_length_limit: int = cast("int", Term(1001))
+    local_part_limit: int = cast("int", Term(0))
+    event_handler: Any = Term()
+    data_size_limit: int | None = cast("int | None", Term())
+    enable_SMTPUTF8: bool = cast("bool", Term(False))
+    hostname: str = cast("str", Term(""))
+    require_starttls: bool = cast("bool", Term(False))
+    tls_context: ssl.SSLContext | None = cast("ssl.SSLContext | None", Term())
+    __ident__: str = cast("str", Term(__ident__))
 
     replies_to_each = False  # recipient after DATA, as LMTP does
 
@@ -134,6 +119,7 @@ class SMTP(Verbs, Introduced, Legacy):
     _handler: Any
     _encoding: str
     _traced: bool
+    _pushes: bool
     _decode_data: bool
     _timeout_duration: float
     _auth_require_tls: bool
@@ -144,14 +130,6 @@ class SMTP(Verbs, Introduced, Legacy):
     _writable: asyncio.Future[None] | None = None
     _over: asyncio.Future[None] | None = None
     _sizes: _Sizes | None = None
-
-    def __init_subclass__(cls, **arguments: Any) -> None:
-        super().__init_subclass__(**arguments)
-        for name, term in vars(SMTP).items():
-            if isinstance(term, _Term) and name in vars(cls) and not isinstance(vars(cls)[name], _Term):
-                own = _Term(vars(cls)[name])
-                own.__set_name__(cls, name)
-                setattr(cls, name, own)
 
     def __init__(
         self,
@@ -178,7 +156,7 @@ class SMTP(Verbs, Introduced, Legacy):
         house = house_of(loop if loop is not None else make_loop())
         self.join(house.engine)
         alike = (
-            type(self), type(handler), data_size_limit, enable_SMTPUTF8, decode_data, hostname, ident, tls_context,
+            type(self), type(handler), len(vars(type(handler))), data_size_limit, enable_SMTPUTF8, decode_data, hostname, ident, tls_context,
             require_starttls, timeout, auth_require_tls, proxy_protocol_timeout, esmtp_parameters,
             self.line_length_limit, self.command_size_limit, self.local_part_limit,
         )  # fmt: skip
@@ -220,7 +198,7 @@ class SMTP(Verbs, Introduced, Legacy):
         super().__init__(house.engine, self._site)
         said = self._say_what_is_odd()
         if same and not said:
-            names = (*parameters, "_terms", "_encoding", "_traced")
+            names = (*parameters, "_terms", "_encoding", "_traced", "_pushes")
             house.prepare(alike, {name: own[name] for name in names} | {"_alike": self._site})
 
     def _say_what_is_odd(self) -> bool:
@@ -263,11 +241,13 @@ class SMTP(Verbs, Introduced, Legacy):
         """Finds the terms of its parameters, which hold from the next command on."""
         own = self.__dict__  # descriptors and defaults cost, and all of these are there
         handler = own["event_handler"]
+        pushes, calls_hooks, makes_facts = _overridden(cast("Any", type(self)))
         terms = agree(
             Parameters(
                 server=type(self),
                 handler=type(handler) if not isinstance(handler, type) else handler,
                 hooks=hooks_of(handler),
+                handler_size=len(vars(type(handler))),
                 ehlo_arity=ehlo_arity(handler),
                 data_size_limit=own["data_size_limit"] or 0,
                 smtputf8=bool(own["enable_SMTPUTF8"]),
@@ -285,7 +265,8 @@ class SMTP(Verbs, Introduced, Legacy):
                 command_size_limit=self.command_size_limit,
                 command_size_limits=tuple(sorted(self._sizes.items())) if self._sizes else (),
                 local_part_limit=self.local_part_limit or 0,
-                makes_facts=_makes_facts(cast("Any", type(self))),
+                calls_hooks=calls_hooks,
+                makes_facts=makes_facts,
                 traced=log.isEnabledFor(logging.INFO),
                 esmtp_parameters=own["_esmtp_parameters"],
             )
@@ -293,6 +274,7 @@ class SMTP(Verbs, Introduced, Legacy):
         own["_terms"] = terms
         own["_handler"] = handler
         own["_traced"] = terms.rules.traced
+        own["_pushes"] = pushes
         own["_encoding"] = "utf-8" if own["enable_SMTPUTF8"] else "ascii"
         self.rules = terms.rules
         self._site = own["_house"].site(terms)
@@ -312,7 +294,7 @@ class SMTP(Verbs, Introduced, Legacy):
             log.info("Peer: %r", self.session.peer)
         self._house.wind(self._timeout_duration)
         if self._proxy_timeout is None:
-            self.connect(self.transport.write)
+            self.connect(self.writer(self.transport))
         else:
             self.be_introduced(self._proxy_timeout)
 
@@ -364,7 +346,7 @@ class SMTP(Verbs, Introduced, Legacy):
     def secured(self, ssl: Any, write: Any) -> None:
         assert self.transport is not None
         self.session.note_login(None)
-        super().secured(_facts(self.transport, ssl), write)
+        super().secured(_facts(self.transport, ssl), self.writer(self.transport))
 
     def tls_failed(self, error: Exception) -> None:
         super().tls_failed(error)
@@ -381,9 +363,18 @@ class SMTP(Verbs, Introduced, Legacy):
         octets = status if isinstance(status, bytes) else status.encode(self._encoding, "surrogateescape")
         if log.isEnabledFor(logging.DEBUG):
             log.debug("%r << %r", self.session.peer, octets)
-        self.tell(octets + b"\r\n")
+        if self._pushes:
+            await self.pushed()
+            if self.transport is not None and not self.transport.is_closing():
+                self.transport.write(octets + b"\r\n")
+        else:
+            self.tell(octets + b"\r\n")
         if self._writable is not None:
             await asyncio.shield(self._writable)
+
+    def writer(self, transport: asyncio.Transport) -> Callable[[bytes | bytearray], object]:
+        """What the dialogue writes with."""
+        return self.write_by_pushing if self._pushes else transport.write
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -420,7 +411,11 @@ class SMTP(Verbs, Introduced, Legacy):
     @property
     def max_command_size_limit(self) -> int:
         """The longest command line there may be, in bytes."""
-        return max(self.command_size_limits.values(), default=self.command_size_limit)
+        sizes = [self.command_size_limit, *(self._sizes or {}).values()]
+        if self.session.extended_smtp:  # MAIL may have parameters then
+            mail = self.command_size_limits.get("MAIL", self.command_size_limit)
+            sizes.append(mail + (26 if self.data_size_limit else 0) + (10 if self.enable_SMTPUTF8 else 0))
+        return max(sizes)
 
     @property
     def command_size_limits(self) -> dict[str, int]:
@@ -452,15 +447,18 @@ class SMTP(Verbs, Introduced, Legacy):
 
     # --- answers --------------------------------------------------------------------------------------------
 
-    def _reply(self, kind: int, result: object) -> bytes:
+    def _reply(self, kind: int, result: object) -> bytes | None:
         if type(result) is str:
-            octets = _status(result, self._encoding)
+            try:
+                octets = _status(result, self._encoding)
+            except UnicodeEncodeError as error:
+                return self._failure(kind, error)
         elif result is None and kind in _MAY_BE_SILENT:
             return b""
         elif isinstance(result, bytes):
             octets = result + b"\r\n"
         elif isinstance(result, list):
-            octets = b"".join(self._reply(kind, line) for line in result)
+            octets = b"".join(_status(str(line), self._encoding) for line in result)
             if kind == _DATA and self.replies_to_each and len(result) == self._recipients():
                 return octets
         else:
@@ -507,12 +505,23 @@ def _status(status: str, encoding: str) -> bytes:
 
 
 @cache
-def _makes_facts(server: Any) -> bool:
-    """Whether sessions or envelopes are others than the dialogue would make."""
+def _overridden(server: Any) -> tuple[bool, bool, bool]:
+    """Whether a class has another way to push, to call hooks, and to make sessions or envelopes."""
     return (
+        server.push is not SMTP.push,
+        server._call_handler_hook is not SMTP._call_handler_hook,
         server._create_session is not SMTP._create_session
-        or server._create_envelope is not SMTP._create_envelope
+        or server._create_envelope is not SMTP._create_envelope,
     )
+
+
+def _forget() -> None:
+    agree.cache_clear()
+    _overridden.cache_clear()
+    forget_prepared()
+
+
+Watched.forget = staticmethod(_forget)
 
 
 @cache

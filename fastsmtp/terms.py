@@ -17,10 +17,11 @@ from typing import Any, NamedTuple, TypeAlias
 from fastsmtp._rules import ASKS, HOOKS, VERB_BITS, Rules
 from fastsmtp.hooks import Plan, settled
 from fastsmtp.replies import aiosmtpd
-from fastsmtp.sasl import mechanism_names
+from fastsmtp.sasl import MISSING, mechanism_names
 
 _BUILT_IN = "__fastsmtp_built_in__"
 _HOOKS = ("HELO", "EHLO", "MAIL", "RCPT", "DATA", "RSET", "NOOP", "QUIT", "VRFY")
+_PLAIN = ("DATA", "RSET", "QUIT")  # hooks without an argument of their own
 _OK = "250 OK"
 
 # As ``hooks.Call``, but what it is called with is an ``SMTP``.
@@ -28,11 +29,14 @@ Call: TypeAlias = "Callable[[Any, Any, Any], Any]"
 
 
 class Parameters(NamedTuple):
-    """What terms depend on. ``hooks`` are the hooks that the handler itself has, beyond those of its class."""
+    """What terms depend on. ``hooks`` are the hooks that the handler itself has, beyond those of its class, whose
+    size tells whether it was given some since.
+    """
 
     server: type[Any]
     handler: type
     hooks: frozenset[str]
+    handler_size: int
     ehlo_arity: int
     data_size_limit: int
     smtputf8: bool
@@ -50,6 +54,7 @@ class Parameters(NamedTuple):
     command_size_limit: int
     command_size_limits: tuple[tuple[str, int], ...]
     local_part_limit: int
+    calls_hooks: bool
     makes_facts: bool
     traced: bool
     esmtp_parameters: str
@@ -82,9 +87,9 @@ def hooks_of(handler: object) -> frozenset[str]:
 
 def ehlo_arity(handler: object) -> int:
     """How many arguments the EHLO hook takes: 4 or 5, or 0 without one. Raises ``RuntimeError`` for another."""
-    hook = getattr(handler, "handle_EHLO", None)
-    if hook is None:
+    if not hasattr(type(handler), "handle_EHLO") and "handle_EHLO" not in getattr(handler, "__dict__", ()):
         return 0
+    hook = handler.handle_EHLO  # type: ignore[attr-defined]
     function = getattr(hook, "__func__", None)
     arity = len(inspect.signature(hook).parameters) if function is None else _arity(function) - 1
     if arity not in (4, 5):
@@ -198,7 +203,9 @@ def _calls(parameters: Parameters, methods: set[str], old_ehlo: bool) -> dict[st
         "COMMAND": lambda server, command, options: server._begin_command(*command),
     }
     for name in _HOOKS:
-        if f"handle_{name}" in methods:
+        if parameters.calls_hooks:
+            calls[name] = _by_the_server(name)
+        elif f"handle_{name}" in methods:
             blocking = hasattr(getattr(parameters.handler, f"handle_{name}", None), "__fastsmtp_blocking__")
             calls[name] = _in_thread(name) if blocking else _hook(name)
     if old_ehlo:
@@ -239,6 +246,32 @@ def _hook(name: str) -> Call:
     return lambda server, argument, options: getattr(server._handler, method)(
         server, server.session, server.envelope
     )
+
+
+def _by_the_server(name: str) -> Call:
+    """A hook that the server calls in a way of its own, also where the handler has none."""
+
+    async def call(server: Any, argument: Any, options: Any) -> Any:
+        arguments = [] if name in _PLAIN else [argument]
+        if name in ("MAIL", "RCPT"):
+            arguments.append(options)
+        elif name == "EHLO":
+            arguments.append(server.ehlo_lines)
+        status = await settled(server._call_handler_hook(name, *arguments))
+        if status is not MISSING:
+            return status
+        if name == "MAIL":
+            server.envelope.mail_from = argument
+            server.envelope.mail_options.extend(options)
+        elif name == "RCPT":
+            server.envelope.rcpt_tos.append(argument)
+            server.envelope.rcpt_options.extend(options)
+        elif name == "EHLO":
+            return server.ehlo_lines
+        reply = server.rules.book["ACCEPTED" if name == "DATA" else name]
+        return reply.removesuffix(b"\r\n")
+
+    return call
 
 
 def _in_thread(name: str) -> Call:

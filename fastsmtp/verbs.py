@@ -72,10 +72,10 @@ class Verbs(Connection):
                 self.answered(reply)
 
     async def _perform(self, verb: str, argument: str | None) -> None:
+        performance = self._performance = self.loop.create_future()
         if not self.perform(verb, argument):
-            performance = self.loop.create_future()
-            self._performance = performance
             await performance
+        self._performance = None
 
     def performed(self) -> None:
         performance, self._performance = self._performance, None

@@ -189,7 +189,8 @@ def warned(row: Row) -> Iterator[None]:
         warnings.simplefilter("always", DeprecationWarning)
         warnings.simplefilter("always", UserWarning)
         yield
-    assert list(dict.fromkeys(str(one.message) for one in caught)) == list(row.warns)
+    texts = list(dict.fromkeys(str(one.message) for one in caught))
+    assert texts == list(row.warns), f"Python warned of {texts}"
 
 
 def ways_of(rows: list[Row]) -> list[Any]:
@@ -211,7 +212,7 @@ async def play(smtp: Smtp, row: Row, way: str, *, ours: bool = True) -> None:
             await _play_on_wire(smtp, row, ours)
         else:
             await _play_on_socket(smtp, row, ours, whole=way == "pipelined")
-    assert not ours or complaints == []
+    assert not ours or complaints == [], f"the loop complains: {complaints}"
 
 
 async def _play_on_socket(smtp: Smtp, row: Row, ours: bool, whole: bool) -> None:
@@ -240,7 +241,8 @@ async def _play_on_socket(smtp: Smtp, row: Row, ours: bool, whole: bool) -> None
         else:
             caller.socket.shutdown(socket.SHUT_WR)
         async with asyncio.timeout(DEADLINE):
-            assert await caller.read() == b""
+            more = await caller.read()
+            assert more == b"", f"{more!r} was not asked for"
     finally:
         caller.socket.close()
         server.close()
@@ -261,7 +263,7 @@ async def _expect(caller: Caller, sent: bytes, expected: bytes) -> None:
         async with asyncio.timeout(DEADLINE):
             while len(came) < len(expected) and (octets := await caller.read()):
                 came += octets
-    assert (sent, came) == (sent, expected)
+    assert came == expected, f"{sent!r} was answered {came!r}, not {expected!r}"
 
 
 async def _play_on_wire(smtp: Smtp, row: Row, ours: bool) -> None:
@@ -283,9 +285,10 @@ async def _play_on_wire(smtp: Smtp, row: Row, ours: bool) -> None:
                 while len(wire.written) < len(expected) or wire.closing != closed:
                     wire.changed.clear()
                     await wire.changed.wait()
-        assert (sent, bytes(wire.written), wire.closing) == (sent, bytes(expected), closed)
+        said, wanted = (bytes(wire.written), wire.closing), (bytes(expected), closed)
+        assert said == wanted, f"after {sent!r} it was {said!r}, not {wanted!r}"
     await asyncio.sleep(0)  # for what nobody has asked for
-    assert wire.written == expected
+    assert wire.written == expected, f"{bytes(wire.written)!r} has more than {bytes(expected)!r}"
     wire.close()
     await asyncio.sleep(0)
     await asyncio.sleep(0)

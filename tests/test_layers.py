@@ -22,7 +22,7 @@ LAYERS = (
     ("worker", "supervisor", "exporter"),
     ("service",),
     ("terms", "house"),
-    ("verbs", "authentication", "introduced"),
+    ("verbs", "authentication", "introduced", "pushing", "watched"),
     ("legacy",),
     ("smtp",),
     ("lmtp", "handlers", "guests"),

@@ -63,16 +63,17 @@ _row(True, VERB_MAIL, -REPLY_NEED_HELLO,  DO_MAIL,           DO_MAIL,           
 _row(True, VERB_DATA, -REPLY_NEED_HELLO,  -REPLY_NEED_RCPT,  -REPLY_NEED_RCPT,    DO_DATA)
 
 # What refuses an argument of MAIL and of RCPT.
-cdef int REFUSALS[8]
+cdef int REFUSALS[9]
 REFUSALS[:] = [0, REPLY_MAIL_SYNTAX, REPLY_MAIL_ADDRESS, REPLY_PARAMETER_VALUE, REPLY_MAIL_PARAMETER,
-               REPLY_NEED_SMTPUTF8, REPLY_BODY_VALUE, REPLY_SMTPUTF8_VALUE]
-cdef int RCPT_REFUSALS[8]
+               REPLY_NEED_SMTPUTF8, REPLY_BODY_VALUE, REPLY_SMTPUTF8_VALUE, REPLY_SMTPUTF8_DISABLED]
+cdef int RCPT_REFUSALS[9]
 RCPT_REFUSALS[:] = [0, REPLY_RCPT_SYNTAX, REPLY_RCPT_ADDRESS, REPLY_PARAMETER_VALUE, REPLY_RCPT_PARAMETER,
-                    REPLY_NEED_SMTPUTF8, REPLY_RCPT_PARAMETER, REPLY_RCPT_PARAMETER]
+                    REPLY_NEED_SMTPUTF8, REPLY_RCPT_PARAMETER, REPLY_RCPT_PARAMETER, REPLY_RCPT_PARAMETER]
 
 # What may be said before STARTTLS where it is required (RFC 3207 4), as bits of verbs.
-cdef unsigned CLEAR_VERBS = (1 << VERB_NOOP | 1 << VERB_EHLO | 1 << VERB_STARTTLS | 1 << VERB_QUIT
-                             | 1 << VERB_KNOWN | 1 << VERB_FOREIGN | 1 << VERB_UNKNOWN)
+cdef unsigned CLEAR_VERBS[2]
+CLEAR_VERBS[True] = 1 << VERB_NOOP | 1 << VERB_EHLO | 1 << VERB_STARTTLS | 1 << VERB_QUIT
+CLEAR_VERBS[False] = CLEAR_VERBS[True] | 1 << VERB_KNOWN | 1 << VERB_FOREIGN | 1 << VERB_UNKNOWN
 # What may only be said after AUTH where that is required.
 cdef unsigned AUTH_VERBS = 1 << VERB_HELP | 1 << VERB_VRFY | 1 << VERB_MAIL | 1 << VERB_RCPT | 1 << VERB_DATA
 
@@ -150,7 +151,8 @@ cdef class Commands(Wire):
             return self._close()
         if self.distrusted and c.verb != VERB_QUIT:
             return self._error(REPLY_DISTRUSTED, &c)
-        if rules.require_starttls and not CLEAR_VERBS >> <int>c.verb & 1 and not self._the_session().tls:
+        if (rules.require_starttls and not CLEAR_VERBS[<int>rules.lenient] >> <int>c.verb & 1
+                and not self._the_session().tls):
             return self._error(REPLY_NEED_STARTTLS, &c)
         if rules.call_limits is not None and self._over_limit(&c):
             engine.counters.bump(VIOLATIONS + VIOLATION_TOO_MANY_ERRORS, 1)
@@ -266,6 +268,8 @@ cdef class Commands(Wire):
         cdef int kind = ASK_EHLO if extended else ASK_HELO
         if c.length == 0 or (c.length > 255 and not self.rules.lenient):
             return self._error(REPLY_HELO_ARGUMENT, c)
+        if self.rules.lenient:
+            self._end_transaction()     # even if it is refused
         self.previous_name = session.host_name
         self.previous_extended = session.extended_smtp
         session.extended_smtp = extended
@@ -284,7 +288,8 @@ cdef class Commands(Wire):
             return self._error(REPLY_VRFY_ARGUMENT, c)
         if not self.rules.lenient:
             return self._ask_or(ASK_VRFY, REPLY_VRFY, c.argument, c.length)
-        if parse_lenient_address(c.argument, c.length, &path, &end) != PATH_OK:
+        if (parse_lenient_address(c.argument, c.length, &path, &end) != PATH_OK
+                or (self.rules.max_local_part and path.local_length > self.rules.max_local_part)):
             return self._error(REPLY_VRFY_ADDRESS, c)
         return self._ask_or(ASK_VRFY, REPLY_VRFY, path.address, path.length)
 
@@ -375,8 +380,6 @@ cdef class Commands(Wire):
             result = parse_lenient_parameters(c.argument, c.length, offered, rules.pass_parameters, argument)
         if result == ARGUMENT_SYNTAX and extended:
             return REPLY_MAIL_SYNTAX_EXTENDED
-        if result in (ARGUMENT_OK, ARGUMENT_PARAMETER) and argument.given & PARAMETER_SMTPUTF8 and not rules.smtputf8:
-            return REPLY_SMTPUTF8_DISABLED
         if result == ARGUMENT_PARAMETER and rules.max_message_size and argument.size > rules.max_message_size:
             return REPLY_TOO_BIG_DECLARED
         return REFUSALS[<int>result]

@@ -112,6 +112,7 @@ cdef class Dialogue(Commands):
         self.state = START
         self.last = self.engine.now
         self.in_handshake = False
+        self._keep(NULL, 0, False)
         self._end_transaction()
         if self.phase == PHASE_SECURE:
             self.phase = PHASE_COMMAND
@@ -233,6 +234,8 @@ cdef class Dialogue(Commands):
         self.asking = ASK_NOTHING
         counters.measure(HANDLER_TIME + (kind - 1) * 18, monotonic() - self.asked_at)
         self._settle(kind, code)
+        if self.rules.lenient and self.phase == PHASE_COMMAND and kind != ASK_COMMAND:
+            self._look()
         if code == 421 and self.phase != PHASE_CLOSED:
             self._close()
         return self._finish_performing()
@@ -339,7 +342,7 @@ cdef class Dialogue(Commands):
         if not self.performing:
             self.asking = ASK_COMMAND
         done = not self.performing
-        self._flush()
+        self._turn(NULL, 0)     # content may have come behind DATA
         self.take_turn()
         return done
 
@@ -352,7 +355,7 @@ cdef class Dialogue(Commands):
         return 0
 
     cdef int _look(self) except -1:
-        """Where the dialogue is after Python did a whole command, by what it left in session and envelope."""
+        """Where the dialogue is by what Python left in session and envelope, where that counts (as in aiosmtpd)."""
         cdef Envelope envelope = self.envelope
         if self.phase == PHASE_RESPONSE:
             self.phase = PHASE_COMMAND

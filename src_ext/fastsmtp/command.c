@@ -200,6 +200,8 @@ enum argument_result parse_lenient_parameters(const char *p, size_t n, unsigned 
         return ARGUMENT_BODY;
     if (argument->given & PARAMETER_SMTPUTF8 && last[2].value != NULL)
         return ARGUMENT_UTF8_VALUE;
+    if (argument->given & ~offered & PARAMETER_SMTPUTF8)
+        return ARGUMENT_UTF8_DISABLED;
     if (argument->given & PARAMETER_SIZE && !read_size(last[0].value, last[0].value_length, &argument->size))
         return ARGUMENT_SYNTAX;
     return unknown && !pass ? ARGUMENT_PARAMETER : ARGUMENT_OK;

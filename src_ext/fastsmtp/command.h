@@ -49,7 +49,8 @@ enum argument_result {
     ARGUMENT_PARAMETER, /* a parameter that nobody offered */
     ARGUMENT_NON_ASCII, /* an address that needs SMTPUTF8, which was not asked for */
     ARGUMENT_BODY,      /* lenient only: BODY with another value than it can have ... */
-    ARGUMENT_UTF8_VALUE /* ... and SMTPUTF8 with any */
+    ARGUMENT_UTF8_VALUE, /* ... SMTPUTF8 with any ... */
+    ARGUMENT_UTF8_DISABLED /* ... and SMTPUTF8 that was not offered */
 };
 
 /* The arguments of MAIL and RCPT. `offered` are the bits of the parameters to understand; `utf8` tells RCPT that
@@ -59,7 +60,7 @@ enum argument_result parse_rcpt(const char *p, size_t n, int utf8, struct transa
 
 /* The same, as aiosmtpd has it: first the path, without brackets or domain if the client likes, then the
    parameters, of which the last of a kind counts. `keyword` is "FROM:" or "TO:". Parameters that are not
-   `offered` are passed over when `pass` is set. PARAMETER_SMTPUTF8 is told apart whether offered or not.  */
+   `offered` are passed over when `pass` is set.  */
 enum argument_result parse_lenient_path(const char *p, size_t n, const char *keyword, size_t max_local_part,
                                         struct transaction_argument *argument);
 enum argument_result parse_lenient_parameters(const char *p, size_t n, unsigned offered, int pass,

@@ -5,6 +5,7 @@ cdef extern from "grammar.h" nogil:
     struct path:
         const char *address
         size_t length
+        size_t local_length
         int non_ascii
 
     enum path_result:
@@ -74,6 +75,7 @@ cdef extern from "command.h" nogil:
         ARGUMENT_NON_ASCII
         ARGUMENT_BODY
         ARGUMENT_UTF8_VALUE
+        ARGUMENT_UTF8_DISABLED
 
     argument_result parse_mail(const char *p, size_t n, unsigned offered, transaction_argument *argument)
     argument_result parse_rcpt(const char *p, size_t n, int utf8, transaction_argument *argument)
