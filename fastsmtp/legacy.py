@@ -45,6 +45,10 @@ class _Stream:
             self._smtp.transport = transport
             self._smtp.secured(transport.get_extra_info("ssl_object"), transport.write)
 
+    def write(self, data: bytes) -> None:
+        if self._smtp.transport is not None:
+            self._smtp.transport.write(data)
+
     def close(self) -> None:
         self._smtp.end()
 

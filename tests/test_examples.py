@@ -7,6 +7,7 @@ import re
 import signal
 import smtplib
 import sqlite3
+import ssl
 import subprocess
 import sys
 import threading
@@ -87,7 +88,16 @@ def _mail(text: str = "hello\n", attachment: str | None = None) -> EmailMessage:
 
 
 def test_every_example_is_tested() -> None:
-    tested = {"accept_some.py", "blocking_store.py", "embedded.py", "fastsmtp.toml", "print_mail.py"}
+    tested = {
+        "accept_some.py",
+        "auth.py",
+        "blocking_store.py",
+        "controller.py",
+        "embedded.py",
+        "fastsmtp.toml",
+        "lmtp.py",
+        "print_mail.py",
+    }
     assert {path.name for path in EXAMPLES.iterdir() if path.name != "__pycache__"} == tested
 
 
@@ -139,6 +149,57 @@ def test_embedded_serves_beside_a_task(tmp_path: Path) -> None:
             client.rcpt("you@example.com")
             assert client.data(_mail().as_bytes(policy=SMTP)) == (250, b"2.0.0 OK: message 1")
         example.line(r"^message 1: \d+ octets from me@example.org$")
+
+
+def test_controller_serves_beside_a_program_without_asyncio(tmp_path: Path) -> None:
+    with _run("controller.py", cwd=tmp_path) as example:
+        refused = example.send(_mail(), "me@example.org", "you@example.com", "you@example.net")
+        assert refused == {"you@example.net": (550, b"5.7.1 No relaying here")}
+        example.line(r"^\d+ octets from me@example.org$")
+
+
+def test_lmtp_replies_for_each_mailbox(tmp_path: Path) -> None:
+    for name in ("ann", "bob"):
+        (tmp_path / "mail" / name).mkdir(parents=True)
+    content = _mail().as_bytes(policy=SMTP)
+    with (
+        _run("lmtp.py", "mail", cwd=tmp_path) as example,
+        smtplib.LMTP(example.host, example.port, timeout=DEADLINE) as client,
+    ):
+        client.ehlo()
+        client.mail("me@example.org")
+        for name in ("ann", "eve", "bob"):
+            assert client.rcpt(f"{name}@example.com")[0] == 250
+        assert client.docmd("DATA")[0] == 354
+        client.send(content + b".\r\n")
+        assert [client.getreply()[0] for _ in range(3)] == [250, 550, 250]
+    for name in ("ann", "bob"):
+        (kept,) = (tmp_path / "mail" / name).iterdir()
+        assert kept.read_bytes() == content
+
+
+def test_auth_takes_mail_of_users_only(tmp_path: Path) -> None:
+    trustme = pytest.importorskip("trustme")
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    with (
+        _run("auth.py", "both.pem", "both.pem", cwd=tmp_path) as example,
+        smtplib.SMTP(example.host, example.port, timeout=DEADLINE) as client,
+    ):
+        client.ehlo()
+        assert "auth" not in client.esmtp_features
+        assert client.mail("ann@example.com")[0] == 530
+        client.starttls(context=trusting)
+        with pytest.raises(smtplib.SMTPAuthenticationError):
+            client.login("ann", "guessed")
+        assert client.mail("ann@example.com")[0] == 530
+        assert client.login("ann", "9Jk2-vTq7-Lw5x-Rb3m")[0] == 235
+        assert client.mail("bob@example.com")[0] == 553
+        assert client.sendmail("ann@example.com", ["you@example.org"], _mail().as_bytes(policy=SMTP)) == {}
+        example.line("^ann@example.com to you@example.org$")
 
 
 def test_the_configuration_passes_check_config(tmp_path: Path) -> None:

@@ -338,6 +338,8 @@ cdef class Dialogue(Commands):
         self.asking = ASK_NOTHING
         self.performing = True
         self._perform_text(verb if argument is None else f"{verb} {argument}")
+        if self.phase == PHASE_SECURE:
+            self._begin_tls(self.tail_length > 0)
         self.performing = self.phase != PHASE_CLOSED and (self.asking or self.phase != PHASE_COMMAND)
         if not self.performing:
             self.asking = ASK_COMMAND
