@@ -22,6 +22,7 @@ from fastsmtp.sasl import (
     MISSING,
     SUCCEEDED,
     AuthResult,
+    LoginPassword,
     Missing,
     decode,
     login,
@@ -92,21 +93,32 @@ class Authentication(Connection):
 
     async def auth_PLAIN(self, _: object, args: list[str]) -> AuthResult:
         """AUTH PLAIN; to be overridden."""
-        return self._authenticate("PLAIN", await plain(self, args))
+        return await self._judge("PLAIN", await plain(self, args))
 
     async def auth_LOGIN(self, _: object, args: list[str]) -> AuthResult:
         """AUTH LOGIN; to be overridden."""
-        return self._authenticate("LOGIN", await login(self, args))
+        return await self._judge("LOGIN", await login(self, args))
 
-    def _authenticate(self, mechanism: str, auth_data: Any) -> AuthResult:
+    async def _judge(self, mechanism: str, auth_data: LoginPassword | None) -> AuthResult:
         """Has the program judge credentials; ``None`` are those that the client was told are malformed."""
         if auth_data is None:
             return AuthResult(success=False, handled=True)
+        result = await settled(self._authenticate(mechanism, auth_data))
+        if isinstance(result, AuthResult):
+            return result
+        # Whatever else it is, it lets nobody in.
+        log.error("authenticator gave no AuthResult but %r", type(result))
+        return AuthResult(success=False, handled=False)
+
+    def _authenticate(self, mechanism: str, auth_data: Any) -> Any:
         if self._authenticator is not None:
             assert self.envelope is not None
             return self._authenticator(cast("SMTP", self), self.session, self.envelope, mechanism, auth_data)
         assert self._auth_callback is not None
-        if self._auth_callback(mechanism, *auth_data):
+        return self._ask_callback(self._auth_callback(mechanism, *auth_data), auth_data)
+
+    async def _ask_callback(self, verdict: Any, auth_data: Any) -> AuthResult:
+        if await settled(verdict):
             return AuthResult(success=True, handled=True, auth_data=auth_data)
         return AuthResult(success=False, handled=False)
 

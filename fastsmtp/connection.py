@@ -21,7 +21,7 @@ from fastsmtp._rules import ASKS
 from fastsmtp.body import Body, Spill
 from fastsmtp.envelope import Envelope
 from fastsmtp.errors import SMTPError
-from fastsmtp.hooks import Call, Plan
+from fastsmtp.hooks import Call, Plan, settled
 from fastsmtp.replies import NotAReply, from_error, from_lines, from_status
 
 log = logging.getLogger("fastsmtp")
@@ -259,7 +259,7 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         self.transport = secured
         self._paused = False
         self.secured(secured.get_extra_info("ssl_object"), secured.write)
-        if site.plan.starttls is not None and not self._accepts_tls(site.plan.starttls):
+        if site.plan.starttls is not None and not await self._accepts_tls(site.plan.starttls):
             self.distrust()
         self.go_on()
 
@@ -268,9 +268,9 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         self.engine.counters.add(_TLS_FAILED)
         log.info("TLS handshake with %s failed: %s", self.session.peer, error)
 
-    def _accepts_tls(self, call: Call) -> bool:
+    async def _accepts_tls(self, call: Call) -> bool:
         try:
-            return bool(self._call_unasked(call))
+            return bool(await settled(self._call_unasked(call)))
         except Exception as error:
             self._complain("handle_STARTTLS", error, STAGES.index("connect"))
             return False

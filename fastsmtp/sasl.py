@@ -104,7 +104,7 @@ def mechanism_names(owner: object) -> dict[str, str]:
             name = getattr(
                 method, "__auth_mechanism_name__", attribute.removeprefix("auth_").replace("__", "-")
             )
-            names[str(name)] = attribute
+            names[str(name).upper()] = attribute
     return names
 
 

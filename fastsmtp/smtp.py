@@ -14,7 +14,7 @@ import ssl
 import warnings
 from collections.abc import Awaitable, Callable, Iterable
 from functools import cache, lru_cache
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 from fastsmtp._rules import ASKS
 from fastsmtp._version import __version__
@@ -51,6 +51,8 @@ __all__ = [
 ]
 
 AuthMechanismType: TypeAlias = "Callable[[SMTP, list[str]], Awaitable[Any]]"
+T = TypeVar("T")
+
 log = logging.getLogger("mail.log")
 
 __ident__ = f"Python SMTP {__version__}"
@@ -62,6 +64,7 @@ EMPTY_BARR = bytearray()
 ALLOWED_BEFORE_STARTTLS = {"NOOP", "EHLO", "STARTTLS", "QUIT"}
 
 _DATA = ASKS.index("DATA")
+_MAY_BE_LINES = frozenset({ASKS.index("EHLO"), _DATA})
 _MAY_BE_SILENT = frozenset({ASKS.index("AUTH"), ASKS.index("COMMAND")})
 _NO_REPLY = b"451 4.3.0 Error: local error in processing\r\n"
 
@@ -156,8 +159,8 @@ class SMTP(Verbs, Introduced, Pushing, Legacy, metaclass=Watched):
         house = house_of(loop if loop is not None else make_loop())
         self.join(house.engine)
         alike = (
-            type(self), type(handler), len(vars(type(handler))), data_size_limit, enable_SMTPUTF8, decode_data, hostname, ident, tls_context,
-            require_starttls, timeout, auth_require_tls, proxy_protocol_timeout, esmtp_parameters,
+            type(self), type(handler), len(vars(type(handler))), data_size_limit, enable_SMTPUTF8, decode_data,
+            hostname, ident, tls_context, require_starttls, timeout, auth_require_tls, proxy_protocol_timeout, esmtp_parameters,
             self.line_length_limit, self.command_size_limit, self.local_part_limit,
         )  # fmt: skip
         # What makes one unlike the others, or has it say something, is made anew each time.
@@ -399,7 +402,7 @@ class SMTP(Verbs, Introduced, Pushing, Legacy, metaclass=Watched):
             status = self.event_handler.handle_exception(error)
             return cast("str", await status if asyncio.iscoroutine(status) else status)
         log.error("%r SMTP session exception", self.session.peer, exc_info=error)
-        return f"500 Error: ({type(error).__name__}) {error}"
+        return _status_of_error(error)
 
     async def check_helo_needed(self, helo: str = "HELO") -> bool:
         """Whether the client has not said hello; it is told so."""
@@ -435,10 +438,10 @@ class SMTP(Verbs, Introduced, Pushing, Legacy, metaclass=Watched):
         return Envelope()
 
     def make_session(self) -> Session:
-        return self._create_session()
+        return _of_kind(Session, self._create_session(), "_create_session")
 
     def make_envelope(self) -> Envelope:
-        return self._create_envelope()
+        return _of_kind(Envelope, self._create_envelope(), "_create_envelope")
 
     def _set_rset_state(self) -> None:
         self.envelope = self._create_envelope()
@@ -448,27 +451,24 @@ class SMTP(Verbs, Introduced, Pushing, Legacy, metaclass=Watched):
     # --- answers --------------------------------------------------------------------------------------------
 
     def _reply(self, kind: int, result: object) -> bytes | None:
-        if type(result) is str:
-            try:
-                octets = _status(result, self._encoding)
-            except UnicodeEncodeError as error:
-                return self._failure(kind, error)
-        elif result is None and kind in _MAY_BE_SILENT:
+        statuses: Iterable[object] = (result,)
+        if result is None and kind in _MAY_BE_SILENT:
             return b""
-        elif isinstance(result, bytes):
-            octets = result + b"\r\n"
-        elif isinstance(result, list):
-            octets = b"".join(_status(str(line), self._encoding) for line in result)
-            if kind == _DATA and self.replies_to_each and len(result) == self._recipients():
-                return octets
-        else:
-            octets = b""
-        if not octets[:3].isdigit():
+        if kind in _MAY_BE_LINES and isinstance(result, Iterable) and not isinstance(result, (str, bytes)):
+            statuses = list(result)
+        try:
+            lines = [
+                _status(status, self._encoding) if isinstance(status, (str, bytes)) else b""
+                for status in statuses
+            ]
+        except UnicodeEncodeError as error:
+            return self._failure(kind, error)
+        if not lines or not all(lines):
             log.error("handle_%s gave no status but %r", ASKS[kind], result)
-            octets = _NO_REPLY
-        if kind == _DATA and self.replies_to_each:
-            return octets * self._recipients()
-        return octets
+            lines = [_NO_REPLY]
+        if kind == _DATA and self.replies_to_each and len(lines) != self._recipients():
+            lines = [b"".join(lines)] * self._recipients()
+        return lines[0] if len(lines) == 1 else b"".join(lines)
 
     def _recipients(self) -> int:
         assert self.envelope is not None
@@ -490,18 +490,34 @@ class SMTP(Verbs, Introduced, Pushing, Legacy, metaclass=Watched):
         except Exception as inner:
             try:
                 log.error("%r Exception in handle_exception()", self.session.peer, exc_info=inner)
-                return f"500 Error: ({type(inner).__name__}) {inner}"
+                return self._surely(_status_of_error(inner))
             except Exception:
                 return "500 Error: Cannot describe error"
         if status is None:
             log.error("handle_exception gave no status for %r", error)
             return _NO_REPLY[:-2]
-        return status
+        return self._surely(status)
+
+    def _surely(self, status: str | bytes) -> bytes:
+        """A status that is about an error, so that it must not be another."""
+        return status.encode(self._encoding, "backslashreplace") if isinstance(status, str) else status
+
+
+def _status_of_error(error: Exception) -> str:
+    return f"500 Error: ({type(error).__name__}) {' '.join(str(error).splitlines())}"
 
 
 @lru_cache(maxsize=1024)
-def _status(status: str, encoding: str) -> bytes:
-    return status.encode(encoding, "surrogateescape") + b"\r\n"
+def _status(status: str | bytes, encoding: str) -> bytes:
+    """The octets of a status, with CRLF; empty for what is none."""
+    octets = status.encode(encoding, "surrogateescape") if isinstance(status, str) else status
+    return octets + b"\r\n" if octets[:3].isdigit() else b""
+
+
+def _of_kind(kind: type[T], made: object, by: str) -> T:
+    if isinstance(made, kind):
+        return made
+    raise TypeError(f"{by}() gave a {type(made).__name__}; it must be a fastsmtp.smtp.{kind.__name__}")
 
 
 @cache

@@ -23,6 +23,8 @@ _BUILT_IN = "__fastsmtp_built_in__"
 _HOOKS = ("HELO", "EHLO", "MAIL", "RCPT", "DATA", "RSET", "NOOP", "QUIT", "VRFY")
 _PLAIN = ("DATA", "RSET", "QUIT")  # hooks without an argument of their own
 _OK = "250 OK"
+_LONGEST_COMMAND = 16 * 1024  # octets; more than command_size_limit is refused all the same
+_ANY_LENGTH = 2**31
 
 # As ``hooks.Call``, but what it is called with is an ``SMTP``.
 Call: TypeAlias = "Callable[[Any, Any, Any], Any]"
@@ -173,10 +175,10 @@ def _rules(
         traced=parameters.traced,
         max_message_size=parameters.data_size_limit,
         max_recipients=0,
-        max_command_line=parameters.line_length_limit,
+        max_command_line=min(parameters.line_length_limit or _LONGEST_COMMAND, _LONGEST_COMMAND),
         max_command=parameters.command_size_limit,
         max_commands=dict(parameters.command_size_limits) or None,
-        max_line_length=max(0, parameters.line_length_limit - 2),
+        max_line_length=min(max(0, parameters.line_length_limit - 2), _ANY_LENGTH),
         max_local_part=parameters.local_part_limit,
         max_errors=5,
         call_limits=limits,

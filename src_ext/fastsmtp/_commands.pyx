@@ -161,6 +161,7 @@ cdef class Commands(Wire):
         if rules.whole >> <int>c.verb & 1 or (c.verb == VERB_UNKNOWN and rules.own_verbs
                                               and self._verb(&c) in rules.own_verbs):
             argument = self._text(c.argument, c.length) if c.argument > c.word + c.word_length else None
+            self.starting_tls = c.verb == VERB_STARTTLS
             return self._ask(ASK_COMMAND, (self._verb(&c), argument), None)
         return self._perform(&c)
 

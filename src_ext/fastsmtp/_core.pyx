@@ -83,6 +83,7 @@ cdef class Dialogue(Commands):
     def handshake(self):
         """What comes from now on comes from inside TLS, and waits for ``secured``; before, it was in clear."""
         self.in_handshake = True
+        self._keep(NULL, 0, False)
 
     def disconnect(self):
         """Ends: the connection is gone. Content that was coming is dropped."""
@@ -112,7 +113,6 @@ cdef class Dialogue(Commands):
         self.state = START
         self.last = self.engine.now
         self.in_handshake = False
-        self._keep(NULL, 0, False)
         self._end_transaction()
         if self.phase == PHASE_SECURE:
             self.phase = PHASE_COMMAND
@@ -361,6 +361,7 @@ cdef class Dialogue(Commands):
         cdef Envelope envelope = self.envelope
         if self.phase == PHASE_RESPONSE:
             self.phase = PHASE_COMMAND
+        self.starting_tls = False
         self.state = READY if self._the_session().host_name else START
         self.recipients = 0
         if envelope is not None and envelope.mail_from:

@@ -49,6 +49,7 @@ cdef class Wire:
     cdef bint in_memory         # ... into the message's own memory
     # where it is
     cdef uint8_t phase, asking
+    cdef bint starting_tls      # Python does STARTTLS
     cdef bint last_cr, long_line, held_back, in_handshake, spoke, connected
     cdef unsigned errors
     cdef double last            # monotonic seconds

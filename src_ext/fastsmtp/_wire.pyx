@@ -213,7 +213,7 @@ cdef class Wire:
                 if taken == 0:
                     return self._keep(p + at, n - at, False)
                 at += taken
-                if self.phase == PHASE_SECURE:
+                if self.phase == PHASE_SECURE or (self.starting_tls and at < n):
                     return self._begin_tls(at < n)
                 if self.more_replies is not None and len(self.more_replies) > MUCH_REPLY:
                     self._flush()
