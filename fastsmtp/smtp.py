@@ -160,7 +160,8 @@ class SMTP(Verbs, Introduced, Pushing, Legacy, metaclass=Watched):
         self.join(house.engine)
         alike = (
             type(self), type(handler), len(vars(type(handler))), data_size_limit, enable_SMTPUTF8, decode_data,
-            hostname, ident, tls_context, require_starttls, timeout, auth_require_tls, proxy_protocol_timeout, esmtp_parameters,
+            hostname, ident, tls_context, require_starttls, timeout, auth_require_tls, proxy_protocol_timeout,
+            esmtp_parameters,
             self.line_length_limit, self.command_size_limit, self.local_part_limit,
         )  # fmt: skip
         # What makes one unlike the others, or has it say something, is made anew each time.

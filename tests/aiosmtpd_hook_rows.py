@@ -313,9 +313,11 @@ STATUSES = [
         for hook, sent, before in (
             ("HELO", "HELO c", ()), ("MAIL", "MAIL FROM:<a@b>", (EHLO,)),
                 ("RCPT", "RCPT TO:<c@d>", (EHLO, MAIL)), ("DATA", "text\r\n.", TO_DATA),
-            ("RSET", "RSET", ()), ("NOOP", "NOOP", ()), ("VRFY", "VRFY a", ()), ("QUIT", "QUIT", ()),
+            ("RSET", "RSET", ()), ("NOOP", "NOOP", ()), ("VRFY", "VRFY a", ()),
         )
     ),
+    Row("QUIT hook that returns nothing", ("QUIT", NOT_BYTES, f"{LOCAL_ERROR}\n{CLOSED}"), handler=hooks(QUIT=None),
+        differs="a 500 blames the client, and who says QUIT goes"),
     Row("EHLO hook that returns nothing", ("EHLO c",
         "500 Error: (TypeError) 'NoneType' object is not iterable", LOCAL_ERROR), handler=hooks(EHLO=None),
         differs="a 500 blames the client"),
@@ -330,9 +332,11 @@ ERRORS = [
         for hook, sent, before in (
             ("HELO", "HELO c", ()), ("EHLO", "EHLO c", ()), ("MAIL", "MAIL FROM:<a@b>", (EHLO,)),
                 ("RCPT", "RCPT TO:<c@d>", (EHLO, MAIL)),
-            ("RSET", "RSET", ()), ("VRFY", "VRFY a", ()), ("QUIT", "QUIT", ()),
+            ("RSET", "RSET", ()), ("NOOP", "NOOP", ()), ("VRFY", "VRFY a", ()),
         )
     ),
+    Row("QUIT hook fails", ("QUIT", "500 Error: (KeyError) 'x'", f"500 Error: (KeyError) 'x'\n{CLOSED}"),
+        handler=hooks(QUIT=KeyError("x")), differs="who says QUIT goes"),
     Row("an error without text", ("VRFY a", "500 Error: (ValueError) "), handler=hooks(VRFY=ValueError())),
     Row("an error that fails to tell", ("VRFY a", "500 Error: (ValueError) and again"), ("NOOP", OK),
         handler=hooks(VRFY=Unspeakable())),

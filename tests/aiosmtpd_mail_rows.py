@@ -114,6 +114,14 @@ PATHS = [
             ("é@b.example", ["c@dé.example"], True)),
         enable_SMTPUTF8=True,
     ),
+    Row(
+        "an address that is not UTF-8",
+        ehlo("8BITMIME", "SMTPUTF8"),
+        (b"MAIL FROM:<\xe9@b.example>\r\n", OK),
+        (b"RCPT TO:<c\xff@d.example>\r\n", OK),
+        looks("(envelope.mail_from, envelope.rcpt_tos)", ("\udce9@b.example", ["c\udcff@d.example"])),
+        enable_SMTPUTF8=True,
+    ),
     Row("an address in UTF-8 without the extension", EHLO, ("MAIL FROM:<é@b.example>", ASCII)),
     Row("recipients are kept in order", EHLO, MAIL, RCPT, ("RCPT TO:<b@d>", OK), RCPT,
         looks("envelope.rcpt_tos", ["c@d.example", "b@d", "c@d.example"])),
@@ -179,8 +187,16 @@ PARAMETERS = [
     Row(
         "parameters behind a tab",
         EHLO,
-        ("MAIL FROM:<a@b>\tSIZE=1", OK),
-        looks("envelope.mail_options", ["SIZE=1"]),
+        ("MAIL FROM:<a@b>\tSIZE=1", OK, MAIL_EHLO),
+        looks("envelope.mail_options", ["SIZE=1"], []),
+        differs="blanks are SP (RFC 5321 4.1.2)",
+    ),
+    Row(
+        "parameters parted by a tab",
+        EHLO,
+        ("MAIL FROM:<a@b> SIZE=1\tBODY=7BIT", OK, MAIL_EHLO),
+        looks("envelope.mail_options", ["SIZE=1", "BODY=7BIT"], []),
+        differs="blanks are SP (RFC 5321 4.1.2)",
     ),
     *(
         Row(

@@ -11,10 +11,10 @@ import aiosmtpd_subclass_rows
 import pytest
 from aiosmtpd_player import GREETING, Certificates, Wire, play, ways_of
 from aiosmtpd_rows import Looks, Row
-from fastsmtp.lmtp import LMTP
 from servers import on_both_loops, until
 
 from fastsmtp import smtp
+from fastsmtp.lmtp import LMTP
 
 HELLO = b"EHLO c.example\r\n"
 MAIL = b"MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n"

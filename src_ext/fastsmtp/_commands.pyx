@@ -72,7 +72,7 @@ RCPT_REFUSALS[:] = [0, REPLY_RCPT_SYNTAX, REPLY_RCPT_ADDRESS, REPLY_PARAMETER_VA
 
 # What may be said before STARTTLS where it is required (RFC 3207 4), as bits of verbs.
 cdef unsigned CLEAR_VERBS[2]
-CLEAR_VERBS[True] = 1 << VERB_NOOP | 1 << VERB_EHLO | 1 << VERB_STARTTLS | 1 << VERB_QUIT
+CLEAR_VERBS[True] = 1 << VERB_NOOP | 1 << VERB_EHLO | 1 << VERB_LHLO | 1 << VERB_STARTTLS | 1 << VERB_QUIT
 CLEAR_VERBS[False] = CLEAR_VERBS[True] | 1 << VERB_KNOWN | 1 << VERB_FOREIGN | 1 << VERB_UNKNOWN
 # What may only be said after AUTH where that is required.
 cdef unsigned AUTH_VERBS = 1 << VERB_HELP | 1 << VERB_VRFY | 1 << VERB_MAIL | 1 << VERB_RCPT | 1 << VERB_DATA
