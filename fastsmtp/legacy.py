@@ -42,6 +42,8 @@ class _Stream:
     @_transport.setter
     def _transport(self, transport: asyncio.Transport) -> None:
         if transport is not self._smtp.transport:
+            # What came early inside TLS may have stopped the reading of the transport below it.
+            self._smtp.resume_reading()
             self._smtp.transport = transport
             self._smtp.secured(transport.get_extra_info("ssl_object"), transport.write)
 

@@ -24,7 +24,6 @@ from fastsmtp.errors import SMTPError
 from fastsmtp.house import House, forget_prepared, house_of, make_loop
 from fastsmtp.introduced import Introduced
 from fastsmtp.legacy import Legacy
-from fastsmtp.pushing import Pushing
 from fastsmtp.sasl import CLIENT_AUTH_B as CLIENT_AUTH_B
 from fastsmtp.sasl import MISSING, AuthResult, LoginPassword, auth_mechanism, sanitize, sanitized_log
 from fastsmtp.sasl import VALID_AUTHMECH as VALID_AUTHMECH
@@ -94,7 +93,7 @@ class _Sizes(dict[str, int]):
         self._agree()
 
 
-class SMTP(Verbs, Introduced, Pushing, Legacy, metaclass=Watched):
+class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
     """One connection that takes mail for ``handler``, as aiosmtpd's ``SMTP`` does.
 
     A protocol factory for ``loop.create_server(lambda: SMTP(handler))`` on any asyncio loop. The parameters and
@@ -122,7 +121,6 @@ class SMTP(Verbs, Introduced, Pushing, Legacy, metaclass=Watched):
     _handler: Any
     _encoding: str
     _traced: bool
-    _pushes: bool
     _decode_data: bool
     _timeout_duration: float
     _auth_require_tls: bool

@@ -11,7 +11,9 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from fastsmtp.connection import LATER, Connection
+from fastsmtp.connection import LATER
+from fastsmtp.hooks import settled
+from fastsmtp.pushing import Pushing
 from fastsmtp.terms import Terms, built_in
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -35,28 +37,36 @@ def syntax(text: str, extended: str | None = None, when: str | None = None) -> C
     return decorate
 
 
-class Verbs(Connection):
+class Verbs(Pushing):
     """A connection whose commands may be Python's."""
 
     _terms: Terms
     _auth_required: bool
+    _pushes: bool
     _command: asyncio.Future[Any] | None = None
     _performance: asyncio.Future[None] | None = None
-
-    async def push(self, status: str | bytes) -> None:
-        raise NotImplementedError
 
     # --- commands that a subclass has overridden ------------------------------------------------------------
 
     def _begin_command(self, verb: str, argument: str | None) -> object:
         method = getattr(self, self._terms.commands[verb])
-        result = method(argument)
+        result = self._after_replies(method, argument) if self._pushes else method(argument)
         if asyncio.iscoroutine(result):
             task = self.loop.create_task(result)
             self._command = task
             task.add_done_callback(self._command_done)
             return LATER
         return None
+
+    async def _after_replies(self, method: Callable[..., Any], argument: str | None) -> None:
+        """A command whose own replies come after those of the commands before it."""
+        await self.pushed()
+        await settled(method(argument))
+
+    def hang_up(self) -> None:
+        super().hang_up()
+        if self._command is not None and not _is_current(self._command):
+            self._command.cancel()  # it must not begin TLS, say, on what is over
 
     def _command_done(self, task: asyncio.Task[Any]) -> None:
         if task is not self._command:
@@ -190,3 +200,10 @@ class Verbs(Connection):
             return False
         when = method.__smtp_syntax_when__  # type: ignore[attr-defined]
         return when is None or bool(getattr(self, when))
+
+
+def _is_current(future: asyncio.Future[Any]) -> bool:
+    try:
+        return asyncio.current_task() is future
+    except RuntimeError:  # no loop runs: a program calls the protocol by hand
+        return False

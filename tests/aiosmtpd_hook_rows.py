@@ -248,6 +248,8 @@ HOOKS = [
         handler=hooks(DATA=lambda s, session, e: f"250 {e.mail_from} {e.rcpt_tos}")),
     Row("DATA hook refuses", *TO_DATA, (b"a\r\n.\r\n", "554 no"), ("DATA", NEED_RCPT), MAIL, RCPT, DATA,
         (b".\r\n", "554 no"), handler=hooks(DATA="554 no")),
+    Row("DATA hook that returns two statuses", *TO_DATA, (b".\r\n", NOT_BYTES, LOCAL_ERROR), MAIL,
+        handler=hooks(DATA=["250 one", "550 two"]), differs="a 500 blames the client"),
     Row("DATA hook fails", *TO_DATA, (b"a\r\n.\r\n", "500 Error: (ValueError) bad"), but(MAIL, NESTED, OK),
         handler=hooks(DATA=ValueError("bad")), differs="no transaction is left over"),
     Row("RSET hook", HELO, MAIL, ("RSET", "250 None"), handler=hooks(RSET=lambda s, session,
@@ -316,8 +318,8 @@ STATUSES = [
             ("RSET", "RSET", ()), ("NOOP", "NOOP", ()), ("VRFY", "VRFY a", ()),
         )
     ),
-    Row("QUIT hook that returns nothing", ("QUIT", NOT_BYTES, f"{LOCAL_ERROR}\n{CLOSED}"), handler=hooks(QUIT=None),
-        differs="a 500 blames the client, and who says QUIT goes"),
+    Row("QUIT hook that returns nothing", ("QUIT", NOT_BYTES, f"{LOCAL_ERROR}\n{CLOSED}"),
+        handler=hooks(QUIT=None), differs="a 500 blames the client, and who says QUIT goes"),
     Row("EHLO hook that returns nothing", ("EHLO c",
         "500 Error: (TypeError) 'NoneType' object is not iterable", LOCAL_ERROR), handler=hooks(EHLO=None),
         differs="a 500 blames the client"),
@@ -332,7 +334,7 @@ ERRORS = [
         for hook, sent, before in (
             ("HELO", "HELO c", ()), ("EHLO", "EHLO c", ()), ("MAIL", "MAIL FROM:<a@b>", (EHLO,)),
                 ("RCPT", "RCPT TO:<c@d>", (EHLO, MAIL)),
-            ("RSET", "RSET", ()), ("NOOP", "NOOP", ()), ("VRFY", "VRFY a", ()),
+            ("RSET", "RSET", ()), ("VRFY", "VRFY a", ()),
         )
     ),
     Row("QUIT hook fails", ("QUIT", "500 Error: (KeyError) 'x'", f"500 Error: (KeyError) 'x'\n{CLOSED}"),

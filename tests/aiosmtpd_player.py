@@ -17,14 +17,12 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, Self
 
-import pytest
 import trustme
 from aiosmtpd_names import Construction
 from aiosmtpd_rows import CLOSED, HANGS, Row, Smtp, With
 
 GREETING = b"220 mx.example test\r\n"
 DEADLINE = 2.0  # seconds for a reply that takes milliseconds
-WAYS = ("line by line", "pipelined", "octet by octet")
 
 
 class Certificates:
@@ -193,43 +191,78 @@ def warned(row: Row) -> Iterator[None]:
     assert texts == list(row.warns), f"Python warned of {texts}"
 
 
-def ways_of(rows: list[Row]) -> list[Any]:
-    """Each row in each way that it can be played: TLS needs answers, and a socket."""
-    return [
-        pytest.param(row, way, id=f"{row}, {way}")
-        for row in rows
-        for way in (WAYS[:1] if row.secures else WAYS)
-    ]
+def by_hand(rows: list[Row]) -> list[Row]:
+    """Those that ``play_octets`` can play."""
+    return [row for row in rows if not row.secures]
 
 
-async def play(smtp: Smtp, row: Row, way: str, *, ours: bool = True) -> None:
-    """Plays a row in one of ``WAYS``. Raises ``AssertionError`` where the server says anything else."""
-    complaints: list[Any] = []
+async def play(smtp: Smtp, row: Row, *, ours: bool = True) -> None:
+    """Plays a row on sockets: line by line, and then as one packet unless TLS has to be awaited.
+
+    Raises ``AssertionError`` where the server says anything else.
+    """
     loop = asyncio.get_running_loop()
+    with warned(row), silent(loop, ours):
+        context = Certificates.one().server if row.tls else None
+        new = make(smtp, row, loop)
+        protocols: list[Any] = []
+
+        def accept() -> Any:
+            protocols.append(new())
+            return protocols[-1]
+
+        server = await loop.create_server(accept, "127.0.0.1", 0, ssl=context)
+        try:
+            for whole in (False,) if row.secures else (False, True):
+                await _converse(server.sockets[0].getsockname()[1], row, ours, whole)
+        finally:
+            server.close()
+            await _end(protocols)
+
+
+async def play_octets(smtp: Smtp, row: Row, *, ours: bool = True) -> None:
+    """Plays a row octet by octet, without a socket; there, too, it counts whether the server hangs up."""
+    loop = asyncio.get_running_loop()
+    wire = Wire(loop)
+    with warned(row), silent(loop, ours):
+        wire.protocol = make(smtp, row, loop)()
+        wire.protocol.connection_made(wire)
+        expected = bytearray()
+        for sent, replies, closed in [(b"", GREETING, False), *exchanges(row, ours)]:
+            expected += replies
+            for octet in sent:
+                if not wire.closing:
+                    feed(wire.protocol, bytes([octet]))
+                    await asyncio.sleep(0)
+            if HANGS.encode() in replies:
+                return
+            said, wanted = await _said(wire, expected, closed), (bytes(expected), closed)
+            assert said == wanted, f"after {sent!r} it was {said!r}, not {wanted!r}"
+        await asyncio.sleep(0)  # for what nobody has asked for
+        assert wire.written == expected, f"{bytes(wire.written)!r} has more than {bytes(expected)!r}"
+        wire.close()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+
+@contextlib.contextmanager
+def silent(loop: asyncio.AbstractEventLoop, ours: bool) -> Iterator[None]:
+    """Whether the loop does not complain, which aiosmtpd has it do."""
+    complaints: list[Any] = []
     loop.set_exception_handler(lambda loop, context: complaints.append(context))
-    with warned(row):
-        if way == "octet by octet":
-            await _play_on_wire(smtp, row, ours)
-        else:
-            await _play_on_socket(smtp, row, ours, whole=way == "pipelined")
+    yield
     assert not ours or complaints == [], f"the loop complains: {complaints}"
 
 
-async def _play_on_socket(smtp: Smtp, row: Row, ours: bool, whole: bool) -> None:
-    loop = asyncio.get_running_loop()
-    context = Certificates.one().server if row.tls else None
-    server = await loop.create_server(make(smtp, row, loop), "127.0.0.1", 0, ssl=context)
-    caller = await Caller.connect(server.sockets[0].getsockname()[1])
+async def _converse(port: int, row: Row, ours: bool, whole: bool) -> None:
+    caller = await Caller.connect(port)
     try:
         if row.tls:
             await caller.secure()
         talk = exchanges(row, ours)
         if whole:
-            await _expect(caller, b"", GREETING)
             talk = [(b"".join(one[0] for one in talk), b"".join(one[1] for one in talk), talk[-1][2])]
-        else:
-            talk.insert(0, (b"", GREETING, False))
-        for sent, expected, closed in talk:
+        for sent, expected, closed in [(b"", GREETING, False), *talk]:
             await caller.send(sent)
             if HANGS.encode() in expected:
                 return
@@ -245,53 +278,39 @@ async def _play_on_socket(smtp: Smtp, row: Row, ours: bool, whole: bool) -> None
             assert more == b"", f"{more!r} was not asked for"
     finally:
         caller.socket.close()
-        server.close()
-        await _settled(server)
 
 
-async def _settled(server: Any) -> None:
-    """Lets the ends of connections come to their protocols."""
+async def _end(protocols: list[Any]) -> None:
+    """Lets the ends of connections come to their protocols; a connection that hangs is no other row's trouble."""
     for _ in range(3):
         await asyncio.sleep(0)
-    async with asyncio.timeout(DEADLINE):
-        await server.wait_closed()
+    for protocol in protocols:
+        if protocol.transport is not None:
+            protocol.transport.abort()
+    for _ in range(3):
+        await asyncio.sleep(0)
 
 
 async def _expect(caller: Caller, sent: bytes, expected: bytes) -> None:
+    """Reads until all is there, or something else."""
     came = b""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DEADLINE):
-            while len(came) < len(expected) and (octets := await caller.read()):
+            while came != expected and expected.startswith(came) and (octets := await caller.read()):
                 came += octets
     assert came == expected, f"{sent!r} was answered {came!r}, not {expected!r}"
 
 
-async def _play_on_wire(smtp: Smtp, row: Row, ours: bool) -> None:
-    loop = asyncio.get_running_loop()
-    wire = Wire(loop)
-    wire.protocol = make(smtp, row, loop)()
-    wire.protocol.connection_made(wire)
-    expected = bytearray()
-    for sent, replies, closed in [(b"", GREETING, False), *exchanges(row, ours)]:
-        expected += replies
-        for octet in sent:
-            if not wire.closing:
-                feed(wire.protocol, bytes([octet]))
-                await asyncio.sleep(0)
-        if HANGS.encode() in replies:
-            return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DEADLINE):
-                while len(wire.written) < len(expected) or wire.closing != closed:
-                    wire.changed.clear()
-                    await wire.changed.wait()
-        said, wanted = (bytes(wire.written), wire.closing), (bytes(expected), closed)
-        assert said == wanted, f"after {sent!r} it was {said!r}, not {wanted!r}"
-    await asyncio.sleep(0)  # for what nobody has asked for
-    assert wire.written == expected, f"{bytes(wire.written)!r} has more than {bytes(expected)!r}"
-    wire.close()
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+async def _said(wire: Wire, expected: bytearray, closed: bool) -> tuple[bytes, bool]:
+    """What was written, and whether that is the end: as it is to be, or as soon as it is otherwise."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DEADLINE):
+            while expected.startswith(wire.written) and wire.closing <= closed:
+                if wire.written == expected and wire.closing == closed:
+                    break
+                wire.changed.clear()
+                await wire.changed.wait()
+    return bytes(wire.written), wire.closing
 
 
 def feed(protocol: Any, octets: bytes) -> None:

@@ -9,8 +9,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from aiosmtpd_hook_rows import LOCAL_ERROR, hooks
-from aiosmtpd_mail_rows import NEED_RCPT, TOO_LONG
+from aiosmtpd_hook_rows import LOCAL_ERROR, NOT_BYTES, OLD_DATA, ProcessMessage, hooks
+from aiosmtpd_mail_rows import NEED_RCPT, TOO_LONG, VRFY_OK
 from aiosmtpd_rows import (
     CLOSED,
     COMMANDS,
@@ -159,6 +159,21 @@ def recording(smtp: Smtp) -> Any:
     return Recording
 
 
+def asking(smtp: Smtp) -> Any:
+    """A server that notes which hooks its base calls, and with what."""
+
+    class Asking(smtp.SMTP):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            super().__init__(*arguments, **settings)
+            self.told: list[Any] = []
+
+        async def _call_handler_hook(self, command: str, *args: Any) -> Any:
+            self.told.append((command, *(list(arg) if isinstance(arg, list) else arg for arg in args)))
+            return await super()._call_handler_hook(command, *args)
+
+    return Asking
+
+
 def creating(smtp: Smtp) -> Any:
     """A server with sessions and envelopes of its own."""
 
@@ -213,6 +228,16 @@ def lmtp(smtp: Smtp) -> Any:
     return importlib.import_module(f"{smtp.__name__.partition('.')[0]}.lmtp").LMTP
 
 
+def _takes_all(server: Any, session: Any, envelope: Any) -> str:
+    envelope.rcpt_tos.clear()
+    return "250 x"
+
+
+def _makes_two(server: Any, session: Any, envelope: Any, address: str, options: list[str]) -> str:
+    envelope.rcpt_tos += [address, f"copy-{address}"]
+    return "250 two"
+
+
 def _long(count: int, reply: str) -> Exchange:
     return "HELO " + (count - 5) * "h", reply
 
@@ -220,6 +245,7 @@ def _long(count: int, reply: str) -> Exchange:
 OLD_EHLO_HOOK = "Use handler.handle_EHLO() instead of .ehlo_hook()"
 OLD_RSET_HOOK = "Use handler.handle_RSET() instead of .rset_hook()"
 LHLO = ("LHLO c.example", EHLO[1])
+TO_TWO: tuple[Exchange, ...] = (LHLO, MAIL, RCPT, ("RCPT TO:<e@f>", OK), DATA)
 
 VERBS = [
     Row("a verb of one's own", ("XFOO", "250 None"), ("xfoo some  thing ", "250 'some  thing'"),
@@ -290,6 +316,14 @@ OVERRIDES = [
     Row("push overridden", ("NOOP", "250 fine"), EHLO, ("MAIL FROM:<a@b>", "250 fine"),
         ("X", '500 Error: command "X" not recognized'), server=recording),
     Row("_call_handler_hook overridden", ("VRFY a", "252 asked"), ("NOOP 1", "250 1"), server=recording),
+    Row("_call_handler_hook is told what hooks are told", HELO, MAIL, ("RCPT TO:<c@d>", OK), DATA, TEXT,
+        ("RSET", OK), ("VRFY <a@b>", VRFY_OK), ("NOOP", OK), ("NOOP ", OK), ("EHLO d", EHLO[1]),
+        ("MAIL FROM:<a@b> size=1", OK),
+        looks("[call for call in server.told[:-1] if call[0] != 'EHLO']",
+        [("HELO", "c.example"), ("MAIL", "a@b.example", []), ("RCPT", "c@d", []), ("DATA",), ("RSET",),
+        ("VRFY", "a@b"), ("NOOP", None), ("NOOP", None), ("MAIL", "a@b", ["SIZE=1"])]), server=asking),
+    Row("_call_handler_hook overridden, and process_message", *TO_DATA, (b"text\r\n.\r\n", "250 taken"), MAIL,
+        server=asking, handler=ProcessMessage, warns=(OLD_DATA,)),
     Row("a session of one's own", looks("(type(session).__name__, session.mine)", ("MySession", "session")),
         EHLO, looks("session.extended_smtp", True), server=creating),
     Row("an envelope of one's own", looks("(type(envelope).__name__, envelope.mine)",
@@ -332,6 +366,17 @@ LMTP = [
     Row("a message for one by LMTP", LHLO, MAIL, RCPT, DATA, TEXT, QUIT, server=lmtp),
     Row("a message for two by LMTP", LHLO, MAIL, RCPT, ("RCPT TO:<e@f>", OK), DATA,
         (b"text\r\n.\r\n", OK, f"{OK}\n{OK}"), MAIL, server=lmtp, differs="RFC 2033 4.2"),
+    Row("a status for each by LMTP", *TO_TWO, (b".\r\n", NOT_BYTES, "250 one\n550 two"), MAIL, server=lmtp,
+        handler=hooks(DATA=["250 one", "550 two"]), differs="RFC 2033 4.2"),
+    Row("too many statuses by LMTP", *TO_TWO, (b".\r\n", NOT_BYTES, f"{LOCAL_ERROR}\n{LOCAL_ERROR}"), MAIL,
+        server=lmtp, handler=hooks(DATA=["250 one", "550 two", "250 three"]), differs="RFC 2033 4.2"),
+    Row("a DATA hook that takes the recipients by LMTP", *TO_TWO, (b".\r\n", "250 x", "250 x\n250 x"), MAIL,
+        server=lmtp, handler=hooks(DATA=_takes_all), differs="RFC 2033 4.2"),
+    Row("a RCPT hook that makes two of one by LMTP", LHLO, MAIL, ("RCPT TO:<a@b>", "250 two"), DATA, TEXT,
+        server=lmtp, handler=hooks(RCPT=_makes_two)),
+    Row("content too long by LMTP", *TO_TWO,
+        (1100 * b"l" + b"\r\n.\r\n", TOO_LONG, f"{TOO_LONG}\n{TOO_LONG}"), MAIL, server=lmtp,
+        differs="RFC 2033 4.2"),
     Row("EHLO hook at LHLO", ("LHLO c", "250 c"), server=lmtp, handler=hooks(EHLO=lambda s, session, e, name,
         responses: [f"250 {name}"])),
     Row("LHLO in the order of checks", ("DATA", NEED_HELO), LHLO, ("DATA", NEED_RCPT), server=lmtp),

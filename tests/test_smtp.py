@@ -11,7 +11,7 @@ import aiosmtpd_mail_rows
 import aiosmtpd_rows
 import pytest
 from aiosmtpd_names import CONSTRUCTIONS, EXPRESSIONS, Construction
-from aiosmtpd_player import DEADLINE, GREETING, Caller, Wire, construct, play, tell, ways_of
+from aiosmtpd_player import DEADLINE, GREETING, Caller, Wire, by_hand, construct, play, play_octets, tell
 from aiosmtpd_rows import Looks, Row
 from servers import on_both_loops, until
 
@@ -23,6 +23,7 @@ MAIL = b"MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n"
 OK = b"250 OK\r\n"
 END = b"354 End data with <CR><LF>.<CR><LF>\r\n"
 LATE = b"421 4.4.2 "
+ROWS = [*aiosmtpd_rows.ROWS, *aiosmtpd_mail_rows.ROWS]
 
 
 def serving(handler: object | None = None, **settings: Any) -> tuple[smtp.SMTP, Wire]:
@@ -46,12 +47,15 @@ async def says(wire: Wire, expected: bytes) -> None:
 # --- the rows -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("row", "way"), ways_of([*aiosmtpd_rows.ROWS, *aiosmtpd_mail_rows.ROWS]))
+@pytest.mark.parametrize("row", ROWS, ids=str)
 @on_both_loops
-async def test_a_command_is_answered_as_its_row_says(
-    row: Row, way: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    await play(smtp, row, way)
+async def test_a_command_is_answered_as_its_row_says(row: Row, caplog: pytest.LogCaptureFixture) -> None:
+    await play(smtp, row)
+
+
+@pytest.mark.parametrize("row", by_hand(ROWS), ids=str)
+def test_a_command_is_answered_octet_by_octet(row: Row) -> None:
+    asyncio.run(play_octets(smtp, row))
 
 
 @pytest.mark.parametrize(("expression", "value"), EXPRESSIONS)
@@ -71,9 +75,9 @@ async def test_a_server_is_made_or_refused(
 @on_both_loops
 async def test_a_row_that_is_wrong_fails() -> None:
     with pytest.raises(AssertionError, match="250 OK"):
-        await play(smtp, Row("wrong", ("NOOP", "250 Ok")), "line by line")
-    with pytest.raises(AssertionError):
-        await play(smtp, Row("not the end", ("QUIT", "221 Bye")), "octet by octet")
+        await play(smtp, Row("wrong", ("NOOP", "250 Ok")))
+    with pytest.raises(AssertionError, match=r"True.*False"):
+        await play_octets(smtp, Row("not the end", ("QUIT", "221 Bye")))
 
 
 # --- what is said unasked -----------------------------------------------------------------------------------

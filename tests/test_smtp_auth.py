@@ -8,24 +8,29 @@ import logging
 import aiosmtpd_auth_rows
 import pytest
 from aiosmtpd_auth_rows import GOOD, LET_IN, USER, WORD
-from aiosmtpd_player import Wire, play, ways_of
+from aiosmtpd_player import Wire, by_hand, play, play_octets
 from aiosmtpd_rows import Looks, Row
 from servers import on_both_loops, until
 
 from fastsmtp import smtp
 
 
-@pytest.mark.parametrize(("row", "way"), ways_of(aiosmtpd_auth_rows.ROWS))
+@pytest.mark.parametrize("row", aiosmtpd_auth_rows.ROWS, ids=str)
 @on_both_loops
-async def test_auth_goes_as_its_row_says(row: Row, way: str, caplog: pytest.LogCaptureFixture) -> None:
-    await play(smtp, row, way)
+async def test_auth_goes_as_its_row_says(row: Row, caplog: pytest.LogCaptureFixture) -> None:
+    await play(smtp, row)
+
+
+@pytest.mark.parametrize("row", by_hand(aiosmtpd_auth_rows.ROWS), ids=str)
+def test_auth_goes_octet_by_octet(row: Row) -> None:
+    asyncio.run(play_octets(smtp, row))
 
 
 @on_both_loops
 async def test_no_password_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     for row in aiosmtpd_auth_rows.PLAIN + aiosmtpd_auth_rows.LOGIN:
-        await play(smtp, row, "line by line")
+        await play(smtp, row)
     text = "\n".join(record.getMessage() for record in caplog.records)
     assert "AUTH" in text
     assert not any(secret in text for secret in (GOOD, WORD, "word"))

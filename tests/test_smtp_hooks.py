@@ -9,13 +9,14 @@ from typing import Any
 import aiosmtpd_hook_rows
 import aiosmtpd_subclass_rows
 import pytest
-from aiosmtpd_player import GREETING, Certificates, Wire, play, ways_of
+from aiosmtpd_player import GREETING, Certificates, Wire, by_hand, play, play_octets
 from aiosmtpd_rows import Looks, Row
 from servers import on_both_loops, until
 
 from fastsmtp import smtp
 from fastsmtp.lmtp import LMTP
 
+ROWS = [*aiosmtpd_hook_rows.ROWS, *aiosmtpd_subclass_rows.ROWS]
 HELLO = b"EHLO c.example\r\n"
 MAIL = b"MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n"
 
@@ -28,10 +29,15 @@ def serving(server: Any) -> Wire:
     return wire
 
 
-@pytest.mark.parametrize(("row", "way"), ways_of([*aiosmtpd_hook_rows.ROWS, *aiosmtpd_subclass_rows.ROWS]))
+@pytest.mark.parametrize("row", ROWS, ids=str)
 @on_both_loops
-async def test_a_hook_is_called_as_its_row_says(row: Row, way: str, caplog: pytest.LogCaptureFixture) -> None:
-    await play(smtp, row, way)
+async def test_a_hook_is_called_as_its_row_says(row: Row, caplog: pytest.LogCaptureFixture) -> None:
+    await play(smtp, row)
+
+
+@pytest.mark.parametrize("row", by_hand(ROWS), ids=str)
+def test_a_hook_is_called_octet_by_octet(row: Row) -> None:
+    asyncio.run(play_octets(smtp, row))
 
 
 @on_both_loops
@@ -117,7 +123,7 @@ async def test_connection_made_is_called_once() -> None:
         server=lambda _: Counts,
         tls_context=Certificates.one().server,
     )
-    await play(smtp, row, "line by line")
+    await play(smtp, row)
     assert len(made) == 1
 
 
@@ -130,4 +136,4 @@ async def test_tls_within_tls_is_refused() -> None:
         ("NOOP", "250 OK"),
         tls_context=Certificates.one().server,
     )
-    await play(smtp, row, "line by line")
+    await play(smtp, row)

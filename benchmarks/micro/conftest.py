@@ -16,7 +16,8 @@ def talk() -> Callable[..., Talk]:
     """Makes a connection that has said EHLO; ``hook`` has each message handed to Python."""
 
     def make(*, hook: bool = False, **limits: int | str) -> Talk:
+        threshold = int(limits.pop("spill_threshold", 4 << 20))
         rules = Rules(book=native("mx.example"), hooks=HOOKS["DATA"] if hook else 0, **limits)  # type: ignore[arg-type]
-        return Talk(Engine(rules=rules, spill_threshold=4 << 20))
+        return Talk(Engine(rules=rules, spill_threshold=threshold))
 
     return make
