@@ -63,7 +63,7 @@ EMPTY_BARR = bytearray()
 ALLOWED_BEFORE_STARTTLS = {"NOOP", "EHLO", "STARTTLS", "QUIT"}
 
 _DATA = ASKS.index("DATA")
-_MAY_BE_LINES = frozenset({ASKS.index("EHLO"), _DATA})
+_EHLO = ASKS.index("EHLO")
 _MAY_BE_SILENT = frozenset({ASKS.index("AUTH"), ASKS.index("COMMAND")})
 _NO_REPLY = b"451 4.3.0 Error: local error in processing\r\n"
 
@@ -281,6 +281,18 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
         self.rules = terms.rules
         self._site = own["_house"].site(terms)
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that serves this connection. Another may be set before it is made."""
+        return self._house.loop
+
+    @loop.setter
+    def loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        if loop is not self._house.loop:
+            self._house = house_of(loop)
+            self.join(self._house.engine)
+            self._agree()
+
     # --- the transport's calls ------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -453,7 +465,8 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
         statuses: Iterable[object] = (result,)
         if result is None and kind in _MAY_BE_SILENT:
             return b""
-        if kind in _MAY_BE_LINES and isinstance(result, Iterable) and not isinstance(result, (str, bytes)):
+        each = kind == _DATA and self.replies_to_each
+        if (each or kind == _EHLO) and isinstance(result, Iterable) and not isinstance(result, (str, bytes)):
             statuses = list(result)
         try:
             lines = [
@@ -462,16 +475,13 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
             ]
         except UnicodeEncodeError as error:
             return self._failure(kind, error)
-        if not lines or not all(lines):
+        wrong_number = each and isinstance(statuses, list) and len(lines) != self.recipients
+        if not lines or not all(lines) or wrong_number:
             log.error("handle_%s gave no status but %r", ASKS[kind], result)
             lines = [_NO_REPLY]
-        if kind == _DATA and self.replies_to_each and len(lines) != self._recipients():
-            lines = [b"".join(lines)] * self._recipients()
+        if each and len(lines) != self.recipients:
+            lines *= self.recipients
         return lines[0] if len(lines) == 1 else b"".join(lines)
-
-    def _recipients(self) -> int:
-        assert self.envelope is not None
-        return len(self.envelope.rcpt_tos)
 
     def _failure(self, kind: int, error: BaseException) -> bytes | None:
         if isinstance(error, SMTPError):

@@ -22,6 +22,7 @@ from fastsmtp.sasl import MISSING, mechanism_names
 _BUILT_IN = "__fastsmtp_built_in__"
 _HOOKS = ("HELO", "EHLO", "MAIL", "RCPT", "DATA", "RSET", "NOOP", "QUIT", "VRFY")
 _PLAIN = ("DATA", "RSET", "QUIT")  # hooks without an argument of their own
+_ASKED_IF_THERE = ("EHLO", "DATA")
 _OK = "250 OK"
 _LONGEST_COMMAND = 16 * 1024  # octets; more than command_size_limit is refused all the same
 _ANY_LENGTH = 2**31
@@ -205,7 +206,7 @@ def _calls(parameters: Parameters, methods: set[str], old_ehlo: bool) -> dict[st
         "COMMAND": lambda server, command, options: server._begin_command(*command),
     }
     for name in _HOOKS:
-        if parameters.calls_hooks:
+        if parameters.calls_hooks and (name not in _ASKED_IF_THERE or f"handle_{name}" in methods):
             calls[name] = _by_the_server(name)
         elif f"handle_{name}" in methods:
             blocking = hasattr(getattr(parameters.handler, f"handle_{name}", None), "__fastsmtp_blocking__")
@@ -254,7 +255,7 @@ def _by_the_server(name: str) -> Call:
     """A hook that the server calls in a way of its own, also where the handler has none."""
 
     async def call(server: Any, argument: Any, options: Any) -> Any:
-        arguments = [] if name in _PLAIN else [argument]
+        arguments = [] if name in _PLAIN else [argument or None]
         if name in ("MAIL", "RCPT"):
             arguments.append(options)
         elif name == "EHLO":

@@ -11,36 +11,22 @@ import smtplib
 import ssl
 import subprocess
 import threading
-from collections.abc import Iterator
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Self
 
 import pytest
-import trustme
 from processes import (
     PATIENCE,
     Server,
     Start,
     await_true,
     delivered,
-    starter,
     unstuffed,
     without_trace,
 )
 
 NODEMAILER = "7.0.10"
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    with starter(tmp_path) as start:
-        yield start
-
-
-@pytest.fixture
-def mail(tmp_path: Path) -> Path:
-    return tmp_path / "mail"
 
 
 @pytest.fixture
@@ -211,15 +197,10 @@ def test_smtplib_meets_the_limit_of_size(start: Start, mail: Path) -> None:
     assert len(without_trace(message)) == 1 << 20
 
 
-def test_smtplib_over_tls(start: Start, mail: Path, tmp_path: Path) -> None:
-    authority = trustme.CA()
-    authority.issue_cert("mx.example", "127.0.0.1").private_key_and_cert_chain_pem.write_to_path(
-        tmp_path / "mx.pem"
-    )
-    trust = ssl.create_default_context()
-    authority.configure_trust(trust)
+def test_smtplib_over_tls(start: Start, mail: Path, certificate: Path) -> None:
+    trust = ssl.create_default_context(cafile=certificate.with_name("ca.pem"))
     server = start(
-        *("--listen", "127.0.0.1:0", "--listen", "tls:127.0.0.1:0", "--tls-certificate", "mx.pem"),
+        *("--listen", "127.0.0.1:0", "--listen", "tls:127.0.0.1:0", "--tls-certificate", str(certificate)),
         *("--deliver", f"maildir:{mail}", "--spill-threshold", "300KiB", "--metrics", "127.0.0.1:0"),
     )
     messages = [_lines(size) for size in (100, 1_000_000)]

@@ -16,7 +16,7 @@ cdef class Commands(Wire):
     cdef uint8_t state
     cdef bint distrusted, rcpt_tried, transaction
     cdef dict calls             # how often each command came, where that is limited
-    cdef unsigned recipients
+    cdef unsigned taken         # recipients
     cdef size_t listed          # recipients in the envelope before the hook for the next was asked
     cdef object previous_name       # what holds again if a hook refuses the hello
     cdef bint previous_extended

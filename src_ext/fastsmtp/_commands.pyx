@@ -96,6 +96,11 @@ def parse_address(str text not None):
 cdef class Commands(Wire):
     """The commands, as lines that came over a wire."""
 
+    @property
+    def recipients(self):
+        """How many recipients of this transaction were taken."""
+        return self.taken
+
     # --- what a subclass gives ------------------------------------------------------------------------------
 
     def trace(self, line):
@@ -401,7 +406,7 @@ cdef class Commands(Wire):
         if refusal:
             engine.counters.bump(RECIPIENTS + RESULT_REJECTED, 1)
             return self._error(refusal, c)
-        if rules.max_recipients and self.recipients >= rules.max_recipients:
+        if rules.max_recipients and self.taken >= rules.max_recipients:
             engine.counters.bump(RECIPIENTS + RESULT_DEFERRED, 1)
             return self._say(REPLY_TOO_MANY_RCPT)
         address = self._text(argument.path.address, argument.path.length)
@@ -481,7 +486,7 @@ cdef class Commands(Wire):
 
     cdef int _say_to_each(self, int reply) except -1:
         """Replies to content: under LMTP once for each recipient (RFC 2033 4.2)."""
-        for _ in range(self.recipients if self.rules.lmtp else 1):
+        for _ in range(self.taken if self.rules.lmtp else 1):
             self._say(reply)
         return 0
 
@@ -492,7 +497,7 @@ cdef class Commands(Wire):
             self.reception = None
         self.transaction = False
         self.rcpt_tried = False
-        self.recipients = 0
+        self.taken = 0
         if self.state > READY:
             self.state = READY
         return 0

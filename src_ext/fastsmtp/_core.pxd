@@ -10,5 +10,5 @@ cdef class Dialogue(Commands):
     cdef double transaction_began
 
     cdef int _answered(self, bytes reply) except -1
-    cdef int _look(self) except -1
+    cdef int _look(self, int kind) except -1
     cdef int _leave(self, int reply) except -1

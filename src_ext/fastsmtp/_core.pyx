@@ -235,7 +235,7 @@ cdef class Dialogue(Commands):
         counters.measure(HANDLER_TIME + (kind - 1) * 18, monotonic() - self.asked_at)
         self._settle(kind, code)
         if self.rules.lenient and self.phase == PHASE_COMMAND and kind != ASK_COMMAND:
-            self._look()
+            self._look(kind)
         if code == 421 and self.phase != PHASE_CLOSED:
             self._close()
         return self._finish_performing()
@@ -261,7 +261,7 @@ cdef class Dialogue(Commands):
         elif kind == ASK_RCPT:
             engine.counters.bump(RECIPIENTS + result_of(code), 1)
             if ok:
-                self.recipients += 1
+                self.taken += 1
                 if len(self.envelope.rcpt_tos):
                     self.state = RCPT
             elif self.rules.hooks & 1 << ASK_RCPT:
@@ -288,7 +288,7 @@ cdef class Dialogue(Commands):
         elif kind == ASK_QUIT:
             self._close()
         elif kind == ASK_COMMAND:
-            self._look()
+            self._look(kind)
         return 0
 
     def tell(self, bytes octets not None):
@@ -356,20 +356,21 @@ cdef class Dialogue(Commands):
             self.performed()
         return 0
 
-    cdef int _look(self) except -1:
+    cdef int _look(self, int kind) except -1:
         """Where the dialogue is by what Python left in session and envelope, where that counts (as in aiosmtpd)."""
         cdef Envelope envelope = self.envelope
         if self.phase == PHASE_RESPONSE:
             self.phase = PHASE_COMMAND
         self.starting_tls = False
         self.state = READY if self._the_session().host_name else START
-        self.recipients = 0
         if envelope is not None and envelope.mail_from:
             if not self.transaction:
                 self.transaction = True
                 self.transaction_began = self.engine.now
-            self.recipients = len(envelope.rcpt_tos)
-            self.state = RCPT if self.recipients else MAIL
+            self.state = RCPT if envelope.rcpt_tos else MAIL
+            if kind == ASK_COMMAND:     # which replies it gave is not known
+                self.taken = len(envelope.rcpt_tos)
         else:
             self.transaction = False
+            self.taken = 0
         return 0

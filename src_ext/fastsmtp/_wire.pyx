@@ -96,6 +96,10 @@ cdef class Wire:
         """The facts of this connection."""
         return self._the_session()
 
+    @session.setter
+    def session(self, Session session not None):
+        self._session = session
+
     @cython.nonecheck(True)
     def get_buffer(self, sizehint):
         """Where the next octets go: the worker's buffer, or the memory of the message that comes."""
