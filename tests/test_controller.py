@@ -657,7 +657,11 @@ def test_a_port_that_is_taken_on_another_address_is_not_tried_for_ever(
             tried.append(port)
             if port:
                 raise OSError(errno.EADDRINUSE, "taken")
-            return await self.loop.create_server(asyncio.Protocol, ["127.0.0.1", "127.0.0.2"], 0)
+            while True:
+                server = await self.loop.create_server(asyncio.Protocol, ["127.0.0.1", "127.0.0.2"], 0)
+                if len({sock.getsockname()[1] for sock in server.sockets}) == 2:  # as it nearly always is
+                    return server
+                server.close()
 
     controller = Taken(Keeps(), port=0)
     with pytest.raises(OSError, match="taken"):
