@@ -19,6 +19,7 @@ _NATIVE = {
     "NOOP": "250 2.0.0 Ok",
     "QUIT": "221 2.0.0 Bye",
     "VRFY": "252 2.0.0 Cannot verify, but will take a message and try",
+    "HELP": "214 2.0.0 Commands:",
     "STARTTLS": "220 2.0.0 Ready to start TLS",
     "LINE_TOO_LONG": "500 5.5.2 Command line too long",
     "BARE_NEWLINE": "500 5.5.2 Bare <LF>: a line ends with <CR><LF>",
@@ -131,6 +132,20 @@ _AIOSMTPD = {
     "TOO_MANY_ERRORS": "502 5.5.1 Too many unrecognized commands, goodbye.",
     "TOO_MANY_CALLS": "421 4.7.0 {verb} sent too many times",
 }
+# bonzo's texts, where they are not the same as ours without the enhanced code.
+_BONZO = {
+    "UNKNOWN": '502 Error: command "{verb}" not implemented',
+    "NOT_IMPLEMENTED": '502 Error: command "{verb}" not implemented',
+    "HELO_ARGUMENT": "501 Syntax: {verb} hostname",
+    "NO_ARGUMENT": "501 Syntax: {verb}",
+    "NEED_HELLO": "503 Error: need HELO command",
+    "NO_VALID_RCPT": "503 Error: need RCPT command",
+    "MAIL_SYNTAX": "501 Syntax: MAIL FROM:<address>",
+    "MAIL_SYNTAX_EXTENDED": "501 Syntax: MAIL FROM:<address>",
+    "RCPT_SYNTAX": "501 Syntax: RCPT TO:<address>",
+    "RCPT_SYNTAX_EXTENDED": "501 Syntax: RCPT TO:<address>",
+    "HANDLER_FAILED": "451 Internal confusion",
+}
 _COMMANDS = ("DATA", "EHLO", "HELO", "HELP", "MAIL", "NOOP", "QUIT", "RCPT", "RSET", "VRFY")
 
 
@@ -142,19 +157,7 @@ def native(
     ``max_message_size`` is in bytes, 0 for any; what is offered at EHLO follows from the arguments.
     """
     extensions = ["PIPELINING", f"SIZE {max_message_size}", "ENHANCEDSTATUSCODES", "8BITMIME"]
-    if smtputf8:
-        extensions.append("SMTPUTF8")
-    extensions.append("HELP")
-    commands = " ".join((*_COMMANDS, "STARTTLS") if starttls else _COMMANDS)
-    lines = {
-        "GREETING": [f"220 {hostname} ESMTP fastsmtp"],
-        "HELO": [f"250 {hostname}"],
-        "EHLO": _multiline("250", [hostname, *extensions, *(["STARTTLS"] if starttls else [])]),
-        "EHLO_TLS": _multiline("250", [hostname, *extensions]),
-        "HELP": [f"214 2.0.0 Commands: {commands}"],
-        **{name: [text] for name, text in _NATIVE.items()},
-    }
-    return _book(lines)
+    return _strict(hostname, _NATIVE, extensions, smtputf8, starttls)
 
 
 def aiosmtpd(
@@ -189,6 +192,42 @@ def aiosmtpd(
     return _book(lines)
 
 
+def bonzo(
+    hostname: str, *, max_message_size: int = 32 << 20, smtputf8: bool = True, starttls: bool = False
+) -> Book:
+    """The book of bonzo 0.2.0, which knows no enhanced codes (RFC 2034): what it does not have is said as
+    ``native`` says it, but without them.
+
+    ``max_message_size`` is in bytes, 0 for any; what is offered at EHLO, which bonzo does not have, follows from the
+    arguments.
+    """
+    texts = {name: _without_enhanced(text) for name, text in (_NATIVE | _BONZO).items()}
+    return _strict(
+        hostname, texts, ["PIPELINING", f"SIZE {max_message_size}", "8BITMIME"], smtputf8, starttls
+    )
+
+
+def _strict(
+    hostname: str, texts: Mapping[str, str], extensions: list[str], smtputf8: bool, starttls: bool
+) -> Book:
+    extensions = [*extensions, *(["SMTPUTF8"] if smtputf8 else []), "HELP"]
+    commands = " ".join((*_COMMANDS, "STARTTLS") if starttls else _COMMANDS)
+    lines = {
+        "GREETING": [f"220 {hostname} ESMTP fastsmtp"],
+        "HELO": [f"250 {hostname}"],
+        "EHLO": _multiline("250", [hostname, *extensions, *(["STARTTLS"] if starttls else [])]),
+        "EHLO_TLS": _multiline("250", [hostname, *extensions]),
+        **{name: [text] for name, text in texts.items()},
+        "HELP": [f"{texts['HELP']} {commands}"],
+    }
+    return _book(lines)
+
+
+def _without_enhanced(reply: str) -> str:
+    code, enhanced, rest = reply.split(" ", 2)
+    return f"{code} {rest}" if _is_enhanced(enhanced, code[0]) else reply
+
+
 def _book(lines: Mapping[str, list[str]]) -> Book:
     return Book({name: "".join(f"{line}\r\n" for line in text).encode() for name, text in lines.items()})
 
@@ -212,12 +251,7 @@ def from_status(status: str | bytes, kind: int) -> bytes:
     A status is a three-digit code and a text, in one or more lines; lines may have the code again. An
     enhanced code is put in where there is none, but for the hello (RFC 2034 4). Raises ``NotAReply``.
     """
-    text = status.decode("utf-8", "replace") if isinstance(status, bytes) else status
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n").split("\n")
-    code = lines[0][:3]
-    if not (len(code) == 3 and code.isascii() and code.isdigit() and code[0] in "245"):
-        raise NotAReply(f"{status!r} does not begin with a reply code of 2yz, 4yz or 5yz")
-    texts = [line[4:] if line[:3] == code and line[3:4] in ("", " ", "-") else line for line in lines]
+    code, texts = _taken_apart(status)
     command = ASKS[kind]
     enhanced = _ENHANCED.get((command, code[0]), f"{code[0]}.0.0")
     given = _is_enhanced(texts[0], code[0])
@@ -226,6 +260,25 @@ def from_status(status: str | bytes, kind: int) -> bytes:
     if given or command not in ("CONNECT", "HELO", "EHLO"):
         # On every line (RFC 2034 4).
         texts = [text if _is_enhanced(text, code[0]) else f"{enhanced} {text}".rstrip() for text in texts]
+    return _put_together(status, code, texts)
+
+
+@lru_cache(maxsize=1024)
+def plain(status: str | bytes) -> bytes:
+    """The reply, with CRLF, that ``status`` is, where enhanced codes are not offered. Raises ``NotAReply``."""
+    return _put_together(status, *_taken_apart(status))
+
+
+def _taken_apart(status: str | bytes) -> tuple[str, list[str]]:
+    text = status.decode("utf-8", "replace") if isinstance(status, bytes) else status
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n").split("\n")
+    code = lines[0][:3]
+    if not (len(code) == 3 and code.isascii() and code.isdigit() and code[0] in "245"):
+        raise NotAReply(f"{status!r} does not begin with a reply code of 2yz, 4yz or 5yz")
+    return code, [line[4:] if line[:3] == code and line[3:4] in ("", " ", "-") else line for line in lines]
+
+
+def _put_together(status: str | bytes, code: str, texts: list[str]) -> bytes:
     try:
         return "".join(f"{line}\r\n" for line in _multiline(code, texts)).encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -244,7 +297,7 @@ def from_lines(lines: list[str]) -> bytes:
 
 def from_error(error: SMTPError, kind: int) -> bytes:
     """The reply, with CRLF, that a raised ``SMTPError`` is. Raises ``NotAReply``."""
-    return from_status(str(error), kind)
+    return from_status(error.reply, kind)
 
 
 def _is_enhanced(text: str, klass: str) -> bool:

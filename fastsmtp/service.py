@@ -7,14 +7,12 @@ to be there before the first connection. Refuses to know how any part does its w
 from __future__ import annotations
 
 import logging
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from threading import Thread
 
-from fastsmtp import exporter, sockets
-from fastsmtp._engine import index
+from fastsmtp import exporter, forking, sockets
 from fastsmtp.config import Config
 from fastsmtp.errors import ConfigError
 from fastsmtp.hooks import Plan, load_handler
@@ -23,8 +21,6 @@ from fastsmtp.sinks import Sink, make_sink
 from fastsmtp.sockets import Listener
 from fastsmtp.supervisor import Supervisor
 from fastsmtp.worker import Worker, run_worker, tls_context
-
-_ACTIVE = index("fastsmtp_connections_active")
 
 
 async def serve(handler: object | None = None, /, **settings: object) -> Worker:
@@ -75,7 +71,7 @@ def run_service(config: Config, handler: object | None = None) -> int:
     found = _handler(handler, config)
     Plan(found, discard=_sink(config) is not None, make=False)
     tls_context(config)
-    workers = config.workers or _cpus()
+    workers = config.workers or forking.cpus()
     block = Block(workers)
     listeners = sockets.bind(config.listen, config.backlog)
     page: list[Listener] = []
@@ -89,7 +85,7 @@ def run_service(config: Config, handler: object | None = None) -> int:
                 listeners,
                 make_handler=lambda: found,
                 make_sink=lambda: _sink(config),
-                loads=_loads(block) if workers > 1 else None,
+                loads=forking.loads(block) if workers > 1 else None,
             ),
             workers=workers,
             block=block,
@@ -111,12 +107,6 @@ def _export(listeners: Sequence[Listener], page: Sequence[Listener], block: Bloc
     exporter.serve_metrics(page[0].socket, block)
 
 
-def _cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):  # those that this process may use
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def check(config: Config) -> None:
     """Checks what ``run_service`` would find out before its first connection. Raises ``ConfigError``."""
     Plan(_handler(None, config), discard=_sink(config) is not None)
@@ -133,15 +123,6 @@ def _handler(handler: object | None, config: Config) -> object | None:
 
 def _sink(config: Config) -> Sink | None:
     return make_sink(config.deliver, hostname=config.hostname) if config.deliver is not None else None
-
-
-def _loads(block: Block) -> Callable[[], Sequence[int]]:
-    slots = [block.slot(number).cast("Q") for number in range(block.slots)]
-
-    def loads() -> list[int]:
-        return [slot[_ACTIVE] for number, slot in enumerate(slots) if block.is_up(number)]
-
-    return loads
 
 
 def _announce(config: Config, listeners: Sequence[Listener], page: Sequence[Listener], workers: int) -> None:

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 from fastsmtp._rules import ASKS
 from fastsmtp._version import __version__
+from fastsmtp.application import Application, RequestHandler
 from fastsmtp.authentication import AuthCallbackType, AuthenticatorType, login_always_fail
 from fastsmtp.envelope import Envelope, Session
 from fastsmtp.errors import SMTPError
@@ -34,12 +35,14 @@ from fastsmtp.watched import Term, Watched
 __all__ = [
     "MISSING",
     "SMTP",
+    "Application",
     "AuthCallbackType",
     "AuthMechanismType",
     "AuthResult",
     "AuthenticatorType",
     "Envelope",
     "LoginPassword",
+    "RequestHandler",
     "Session",
     "TLSSetupException",
     "__version__",
@@ -485,7 +488,7 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
 
     def _failure(self, kind: int, error: BaseException) -> bytes | None:
         if isinstance(error, SMTPError):
-            return self._reply(kind, str(error))
+            return self._reply(kind, error.reply)
         if isinstance(error, (ConnectionResetError, TLSSetupException)):
             self.end()
             return b"" if kind in _MAY_BE_SILENT else _NO_REPLY

@@ -25,12 +25,11 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import inf
 from types import FrameType
-from typing import NoReturn
 
 from fastsmtp.errors import ConfigError
 from fastsmtp.metrics import Block
@@ -88,6 +87,18 @@ class WorkerContext:
     ready: Callable[[], None]
 
 
+class Departure(BaseException):
+    """Raised by ``run_worker``: takes the child back out of ``Supervisor.run``, to whoever called that.
+
+    There it is a process of its own, with a worker's signal actions, what its ``context`` names, and nothing
+    else of the supervisor's. Not an ``Exception``: nothing on the way may take it for a fault.
+    """
+
+    def __init__(self, context: WorkerContext) -> None:
+        super().__init__(context)
+        self.context = context
+
+
 @dataclass(eq=False)
 class _Place:
     """A place to fill: a worker's index, or the exporter."""
@@ -135,6 +146,10 @@ class Supervisor:
     which would stay open here otherwise and take connections that nobody serves.
 
     SIGHUP rolls the workers: each gets a replacement and, once that accepts, is told to drain.
+
+    Without ``max_restarts``, a worker that fails before any accepts ends all, and a replacement that dies
+    before it accepts is given up after ``RETRIES``. With it, every worker that dies is replaced, and after so
+    many crashes the next one ends all: the others drain, and the exit status is 1.
     """
 
     def __init__(
@@ -148,6 +163,7 @@ class Supervisor:
         on_ready: Callable[[], None] = lambda: None,
         on_stop: Callable[[], None] = lambda: None,
         timing: Timing | None = None,
+        max_restarts: float | None = None,
     ) -> None:
         if block.workers != workers:
             raise ValueError(f"the block is for {block.workers} workers, not for {workers}")
@@ -158,6 +174,7 @@ class Supervisor:
         self._on_ready = on_ready
         self._on_stop = on_stop
         self._timing = timing or Timing()
+        self._max_restarts = max_restarts
 
         self._workers = [_Place(f"worker {index}", index) for index in range(workers)]
         self._places = self._workers + ([_Place("exporter", None)] if exporter else [])
@@ -168,7 +185,9 @@ class Supervisor:
         self._selector = selectors.PollSelector()  # unlike epoll, nothing that a child would share
         self._wakeup = (-1, -1)
         self._lifeline = (-1, -1)
+        self._undo = contextlib.ExitStack()
 
+        self._crashes = 0
         self._announced = False
         self._stopping = False
         self._failed = False
@@ -178,24 +197,25 @@ class Supervisor:
         """Forks, watches, and returns the exit status: 0 after an end on request in which no worker failed.
 
         To be called in the main thread while there is no other. Puts the signal handlers back that it found.
-        Raises the ``ConfigError`` of a worker that could not begin, if none could.
+        Raises the ``ConfigError`` of a worker that could not begin, if none could, and, in a child, the
+        ``Departure`` that its ``run_worker`` raised.
         """
-        with self._pipes(), self._handlers():
-            try:
-                while True:
-                    self._act_on_signals()
-                    self._reap()
-                    self._kill_overdue()
-                    self._start_due()
-                    self._roll()
-                    self._announce()
-                    if self._stopping and not self._children:
-                        if self._complaint and not self._announced:
-                            raise ConfigError(self._complaint)
-                        return 1 if self._failed else 0
-                    self._wait()
-            finally:
-                self._abandon()
+        with self._undo:
+            self._open_pipes()
+            self._take_signals()
+            self._undo.callback(self._abandon)
+            while True:
+                self._act_on_signals()
+                self._reap()
+                self._kill_overdue()
+                self._start_due()
+                self._roll()
+                self._announce()
+                if self._stopping and not self._children:
+                    if self._complaint and not self._announced:
+                        raise ConfigError(self._complaint)
+                    return 1 if self._failed else 0
+                self._wait()
 
     # --- what happens ---------------------------------------------------------------------------------------
 
@@ -301,12 +321,18 @@ class Supervisor:
             log.warning("%s; its replacement has been started already", what)
         else:
             place.current = None
-            self._refill(place, what, child.since)
+            self._refill(place, what, child.since, clean)
 
-    def _refill(self, place: _Place, what: str, since: float) -> None:
+    def _refill(self, place: _Place, what: str, since: float, clean: bool = False) -> None:
         """Decides what becomes of an empty place: filled at once or later, given up, or the end of all."""
         early = since == inf and place.index is not None
-        if early:
+        if self._max_restarts is not None and place.index is not None:
+            self._crashes += early or not clean  # somebody may have sent it a SIGTERM: that is no crash
+            if self._crashes > self._max_restarts:
+                line = f"{what}; max_restarts={self._max_restarts:g} is used up, so the server ends"
+                self._fail(line, self._drain_timeout + self._timing.drain_margin)
+                return
+        elif early:
             place.early += 1
             if not any(other.served for other in self._workers):
                 if self._complaint:
@@ -359,10 +385,10 @@ class Supervisor:
             if child.slot is not None and not child.leaving:
                 self._terminate(child, patience)
 
-    def _fail(self, line: str) -> None:
+    def _fail(self, line: str, patience: float | None = None) -> None:
         log.error("%s", line)
         self._failed = True
-        self._stop(self._timing.grace)
+        self._stop(self._timing.grace if patience is None else patience)
 
     def _terminate(self, child: _Child, patience: float, number: signal.Signals = signal.SIGTERM) -> None:
         child.leaving = True
@@ -432,14 +458,15 @@ class Supervisor:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             pid = os.fork()
-            if pid == 0:
-                self._be_child(place, slot, status, report, mask)
         except OSError:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            os.close(report)
             os.close(status)
             raise
-        finally:
-            os.close(report)  # else no EOF would come, and later children would hold it too
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if pid == 0:
+            self._be_child(place, slot, status, report, mask)
+        os.close(report)  # else no EOF would come, and later children would hold it too
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         child = _Child(place, pid, slot, status)
         if slot is None:
             child.since = time.monotonic()  # an exporter is not asked whether it is ready
@@ -447,10 +474,9 @@ class Supervisor:
         self._selector.register(status, selectors.EVENT_READ, child)
         return child
 
-    def _be_child(
-        self, place: _Place, slot: int | None, status: int, report: int, mask: set[int]
-    ) -> NoReturn:
-        code = os.EX_SOFTWARE
+    def _be_child(self, place: _Place, slot: int | None, status: int, report: int, mask: set[int]) -> None:
+        """Never returns: ends the process, unless a ``Departure`` takes it elsewhere."""
+        code: int | None = os.EX_SOFTWARE
         ready, complain = _reporter(report)
         try:
             signal.set_wakeup_fd(-1)
@@ -468,6 +494,10 @@ class Supervisor:
                 assert place.index is not None
                 context = WorkerContext(place.index, self._block.slot(slot), self._lifeline[0], ready)
                 code = int(self._run_worker(context)) & 0xFF
+        except Departure:
+            self._undo.pop_all()  # all that run() would undo is the supervisor's
+            code = None
+            raise
         except ConfigError as error:
             complain(str(error))
             code = os.EX_CONFIG
@@ -476,11 +506,12 @@ class Supervisor:
         except BaseException:
             log.exception("%s failed", place.name)
         finally:
-            try:
-                _flush()
-                logging.shutdown()
-            finally:
-                os._exit(code)
+            if code is not None:
+                try:
+                    _flush()
+                    logging.shutdown()
+                finally:
+                    os._exit(code)
 
     def _be_exporter(self) -> None:
         assert self._run_exporter is not None
@@ -503,32 +534,27 @@ class Supervisor:
 
     # --- set-up ---------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _pipes(self) -> Iterator[None]:
-        self._wakeup = _pipe()
+    def _open_pipes(self) -> None:
+        self._undo.callback(self._selector.close)
+        self._wakeup = self._keep(_pipe())
+        self._lifeline = self._keep(_pipe())
         os.set_blocking(self._wakeup[1], False)
-        self._lifeline = _pipe()
         self._selector.register(self._wakeup[0], selectors.EVENT_READ, None)
-        try:
-            yield
-        finally:
-            self._selector.close()
-            for descriptor in (*self._wakeup, *self._lifeline):
-                os.close(descriptor)
 
-    @contextlib.contextmanager
-    def _handlers(self) -> Iterator[None]:
+    def _keep(self, pipe: tuple[int, int]) -> tuple[int, int]:
+        for descriptor in pipe:
+            self._undo.callback(os.close, descriptor)
+        return pipe
+
+    def _take_signals(self) -> None:
         def queue(number: int, _: FrameType | None) -> None:
             self._signals.append(number)
 
         wakeup = signal.set_wakeup_fd(self._wakeup[1], warn_on_full_buffer=False)
-        found = {number: signal.signal(number, queue) for number in _SIGNALS}
-        try:
-            yield
-        finally:
-            for number, action in found.items():
-                signal.signal(number, signal.SIG_DFL if action is None else action)
-            signal.set_wakeup_fd(wakeup)
+        self._undo.callback(signal.set_wakeup_fd, wakeup)
+        for number in _SIGNALS:
+            found = signal.signal(number, queue)
+            self._undo.callback(signal.signal, number, signal.SIG_DFL if found is None else found)
 
 
 def _pipe() -> tuple[int, int]:

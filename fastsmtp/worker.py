@@ -12,13 +12,13 @@ import logging
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from fastsmtp._engine import Counters, Engine
-from fastsmtp._rules import Rules
+from fastsmtp._rules import Book, Rules
 from fastsmtp.body import Spill
 from fastsmtp.config import Config
 from fastsmtp.connection import Connection, Site
@@ -48,7 +48,9 @@ _ACCEPTS = 16
 _DRAIN_STEP = 0.05
 _DRAIN_SILENCE = 1.0
 
-# At the end: turns of the loop that closed transports get to go, and seconds that handle_DISCONNECT hooks get.
+# At the end: turns of the loop until who was accepted while the servers closed is known, turns that closed
+# transports get to go, and seconds that handle_DISCONNECT hooks get.
+_TURNS_TO_COME = 5
 _TURNS_TO_GO = 10
 _GOODBYES = 1.0
 
@@ -58,7 +60,9 @@ _FIRST = asyncio.FIRST_COMPLETED
 class Worker:
     """Serves ``listeners`` with a handler or a sink. Made by ``start``; ends with ``close`` or ``drain``.
 
-    ``loads`` gives the connections that each worker on these sockets holds, this one included.
+    ``loads`` gives the connections that each worker on these sockets holds, this one included. ``tls`` is for a
+    context that is not made of the configuration. ``connection`` and ``book`` are for another interface: what is
+    made for each client, and what makes the replies it gives.
     """
 
     def __init__(
@@ -70,12 +74,16 @@ class Worker:
         sink: Sink | None = None,
         counters: Counters | None = None,
         loads: Callable[[], Sequence[int]] | None = None,
+        tls: ssl.SSLContext | None = None,
+        connection: type[Connection] = Connection,
+        book: Callable[..., Book] = native,
     ) -> None:
         self._config = config
         self._listeners = list(listeners)
         self._sink = sink
         self._loads = loads
-        self._tls = tls_context(config)
+        self._tls = tls or tls_context(config)
+        self._connection = connection
         self._executor = ThreadPoolExecutor(config.blocking_threads, thread_name_prefix="fastsmtp-blocking")
         self._servers: list[asyncio.Server] = []
         self._resting: asyncio.Handle | asyncio.Task[None] | None = None
@@ -86,7 +94,7 @@ class Worker:
         keeps = sink is not None and sink.keeps
         plan = Plan(handler, deliver=_deliver(sink) if sink and keeps else None, discard=sink is not None)
         rules = Rules(
-            book=native(
+            book=book(
                 config.hostname,
                 max_message_size=config.max_message_size,
                 smtputf8=config.smtputf8,
@@ -151,12 +159,21 @@ class Worker:
         self._engine.now = self._loop.time()
         self._tick()
         self._accepting = True
-        await self._accept()
+        await self._accept(self._listeners)
 
-    async def _accept(self) -> None:
-        for listener in self._listeners:
+    async def listen(self, listeners: Sequence[Listener]) -> None:
+        """Accepts on more sockets, once it has started. At its end they are closed."""
+        if not self._accepting:
+            close_listeners(listeners)
+            return
+        self._listeners += listeners
+        if self._resting is None:  # else it will look for itself what there is
+            await self._accept(listeners)
+
+    async def _accept(self, listeners: Sequence[Listener]) -> None:
+        for listener in listeners:
             server = await self._loop.create_server(
-                partial(Connection, self._engine, self._site, listener.tls),
+                partial(self._connection, self._engine, self._site, listener.tls),
                 sock=listener.socket.dup(),
                 backlog=_ACCEPTS,
                 ssl=self._tls if listener.tls else None,
@@ -196,7 +213,7 @@ class Worker:
             self._resting = self._loop.create_task(self._resume())
 
     async def _resume(self) -> None:
-        await self._accept()
+        await self._accept(self._listeners)
         self._resting = None
         if not self._accepting:
             self._stop_accepting()
@@ -233,7 +250,7 @@ class Worker:
         A client is told 421 4.3.2 at its next command; one that is silent between two messages, after a
         second.
         """
-        self._leave()
+        self.leave()
         self._engine.draining = True
         began = self._loop.time()
         while self._engine.live and self._loop.time() - began < patience:
@@ -243,7 +260,8 @@ class Worker:
             await asyncio.sleep(_DRAIN_STEP)
         await self.close()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Stops accepting, as ``drain`` and ``close`` do first."""
         self._accepting = False
         self._stop_accepting()
         # Ours too, lest clients wait in a queue that nobody looks at once all others have closed theirs.
@@ -251,7 +269,9 @@ class Worker:
 
     async def close(self) -> None:
         """Stops accepting and ends all connections at once: each is told 421 4.3.2."""
-        self._leave()
+        self.leave()
+        for _ in range(_TURNS_TO_COME):
+            await asyncio.sleep(0)
         if self._sink is not None:
             # A message that the sink has may be safe already: its client shall hear of it.
             for dialogue in [dialogue for dialogue in self._engine.live if not dialogue.asked]:
@@ -322,6 +342,42 @@ def event_loop(config: Config) -> asyncio.AbstractEventLoop:
     return asyncio.new_event_loop()
 
 
+async def live(
+    open_worker: Callable[[], Awaitable[Worker]], context: WorkerContext, drain_timeout: float
+) -> None:
+    """The life of a worker in the running loop of its process: opened, reported as ready, ended when told.
+
+    ``open_worker`` gives one that accepts. SIGTERM, or the end of the supervisor, drains it, which takes at
+    most ``drain_timeout`` seconds; ``supervisor.END_NOW`` closes it at once. Cancelled, this lets go of the
+    worker, and the signals have their default actions.
+    """
+    loop = asyncio.get_running_loop()
+    leave, now = loop.create_future(), loop.create_future()
+    loop.add_signal_handler(signal.SIGTERM, _tell, leave)
+    loop.add_signal_handler(END_NOW, _tell, now)
+    loop.add_reader(context.lifeline, _tell, leave)
+    try:
+        worker = await open_worker()
+        context.ready()
+        await asyncio.wait({leave, now}, return_when=_FIRST)
+    except BaseException:
+        loop.remove_signal_handler(signal.SIGTERM)
+        loop.remove_signal_handler(END_NOW)
+        raise
+    finally:
+        loop.remove_reader(context.lifeline)
+    draining = loop.create_task(worker.drain(drain_timeout))
+    await asyncio.wait({draining, now}, return_when=_FIRST)
+    if not draining.done():
+        draining.cancel()
+        await worker.close()
+
+
+def _tell(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 def run_worker(
     config: Config,
     listeners: Sequence[Listener],
@@ -338,7 +394,7 @@ def run_worker(
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all; the supervisor decides
 
-    async def main() -> None:
+    async def open_worker() -> Worker:
         worker = Worker(
             config,
             listeners,
@@ -347,24 +403,11 @@ def run_worker(
             counters=Counters(context.slot),
             loads=loads,
         )
-        loop = asyncio.get_running_loop()
-        leave, now = asyncio.Event(), asyncio.Event()
-        loop.add_signal_handler(signal.SIGTERM, leave.set)
-        loop.add_signal_handler(END_NOW, now.set)
-        loop.add_reader(context.lifeline, leave.set)
         await worker.start()
         gc.collect()
         gc.freeze()  # what lives for the process need not be looked at again, nor its pages copied
-        context.ready()
-        end = loop.create_task(now.wait())
-        await asyncio.wait({loop.create_task(leave.wait()), end}, return_when=_FIRST)
-        loop.remove_reader(context.lifeline)
-        draining = loop.create_task(worker.drain(config.drain_timeout))
-        await asyncio.wait({draining, end}, return_when=_FIRST)
-        if not draining.done():
-            draining.cancel()
-            await worker.close()
+        return worker
 
     with asyncio.Runner(loop_factory=partial(event_loop, config)) as runner:
-        runner.run(main())
+        runner.run(live(open_worker, context, config.drain_timeout))
     return 0

@@ -92,6 +92,10 @@ def test_every_example_is_tested() -> None:
         "accept_some.py",
         "auth.py",
         "blocking_store.py",
+        "bonzo_application.py",
+        "bonzo_callback.py",
+        "bonzo_hello.py",
+        "bonzo_server.py",
         "controller.py",
         "embedded.py",
         "fastsmtp.toml",
@@ -156,6 +160,39 @@ def test_controller_serves_beside_a_program_without_asyncio(tmp_path: Path) -> N
         refused = example.send(_mail(), "me@example.org", "you@example.com", "you@example.net")
         assert refused == {"you@example.net": (550, b"5.7.1 No relaying here")}
         example.line(r"^\d+ octets from me@example.org$")
+
+
+def test_bonzo_hello_prints_messages(tmp_path: Path) -> None:
+    with _run("bonzo_hello.py", cwd=tmp_path) as example:
+        assert example.send(_mail(), "me@example.org", "you@example.com") == {}
+        example.line("^Subject: a test$")
+        example.line("^hello$")
+
+
+def test_bonzo_server_prints_subjects(tmp_path: Path) -> None:
+    with _run("bonzo_server.py", cwd=tmp_path) as example:
+        assert example.send(_mail(), "me@example.org", "you@example.com") == {}
+        example.line("^a test$")
+
+
+def test_bonzo_callback_prints_requests(tmp_path: Path) -> None:
+    with _run("bonzo_callback.py", cwd=tmp_path) as example:
+        assert example.send(_mail(), "me@example.org", "you@example.com") == {}
+        example.line(r"^SMTPRequest \(remote_ip='127.0.0.1', .* mail='me@example.org', .*\) a test$")
+
+
+def test_bonzo_application_has_processes_and_chooses_replies(tmp_path: Path) -> None:
+    with _run("bonzo_application.py", "2", cwd=tmp_path) as example:
+        refused = example.send(_mail(), "me@example.org", "you@example.com", "you@example.net")
+        assert refused == {"you@example.net": (550, b"No relaying here")}
+        example.line(r"^\d+ octets from me@example.org$")
+        with smtplib.SMTP(example.host, example.port, timeout=DEADLINE) as client:
+            client.ehlo()
+            client.mail("me@example.org")
+            client.rcpt("you@example.com")
+            code, text = client.data(_mail().as_bytes(policy=SMTP))
+            assert code == 250
+            assert re.fullmatch(rb"queued as \d+-\d+", text)
 
 
 def test_lmtp_replies_for_each_mailbox(tmp_path: Path) -> None:
