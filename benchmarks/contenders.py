@@ -101,14 +101,17 @@ class SmtpSink(Contender):
         return [program, *user, "-m", str(MOST_CONNECTIONS), f"inet:127.0.0.1:{port}", str(BACKLOG)]
 
 
-class Protocol(Contender):
-    """A server of one's own made of a library's `SMTP` class."""
+class Program(Contender):
+    """A server of one's own made of a library: a module of `benchmarks.servers`, with arguments before the port."""
 
-    def __init__(self, name: str, title: str, library: str, share: float = 1.0) -> None:
+    def __init__(
+        self, name: str, title: str, library: str, module: str, *arguments: str, share: float = 1.0
+    ) -> None:
         self.name = name
         self.title = title
         self.share = share
         self._library = library
+        self._program = (f"benchmarks.servers.{module}", *arguments)
 
     def missing(self) -> str | None:
         if importlib.util.find_spec(self._library):
@@ -116,7 +119,7 @@ class Protocol(Contender):
         return f"{self._library} is not installed (pip install {self._library})"
 
     def command(self, port: int, *, counters: int | None, settings: Sequence[str]) -> list[str]:
-        return [sys.executable, "-m", "benchmarks.servers.smtp_protocol", self._library, str(port)]
+        return [sys.executable, "-m", *self._program, str(port)]
 
     def count(self, server: Server, counters: int) -> int:
         return said_at_its_end(server)
@@ -167,9 +170,23 @@ HANDLERS = "benchmarks.servers.handlers"
 CONTENDERS: tuple[Contender, ...] = (
     Floor(),
     SmtpSink(),
-    Protocol("aiosmtpd", "aiosmtpd on asyncio, handle_DATA returns at once", "aiosmtpd", share=0.1),
+    Program(
+        "aiosmtpd",
+        "aiosmtpd on asyncio, handle_DATA returns at once",
+        "aiosmtpd",
+        "smtp_protocol",
+        "aiosmtpd",
+        share=0.1,
+    ),
     Fastsmtp("fastsmtp", "fastsmtp --deliver discard:", "--deliver", "discard:"),
     Fastsmtp("fastsmtp-sync", "fastsmtp, handle_DATA as def", "--handler", f"{HANDLERS}:SyncHandler"),
     Fastsmtp("fastsmtp-async", "fastsmtp, handle_DATA as async def", "--handler", f"{HANDLERS}:AsyncHandler"),
-    Protocol("fastsmtp-smtp", "fastsmtp.smtp.SMTP on uvloop, the same program as aiosmtpd's", "fastsmtp"),
+    Program(
+        "fastsmtp-smtp",
+        "fastsmtp.smtp.SMTP on uvloop, the same program as aiosmtpd's",
+        "fastsmtp",
+        "smtp_protocol",
+        "fastsmtp",
+    ),
+    Program("fastsmtp-application", "an Application whose data is async", "fastsmtp", "application"),
 )

@@ -9,13 +9,16 @@ import logging
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from http.server import ThreadingHTTPServer
+from threading import Thread
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import MetricsHandler
 
 from fastsmtp.metrics import Block, Collector
+from fastsmtp.sockets import Listener, close
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +26,14 @@ log = logging.getLogger(__name__)
 REQUEST_TIMEOUT = 10.0
 # Each connection is a thread. Beyond this the oldest is cut off: the newest is the likeliest to be a scraper.
 MAX_CONNECTIONS = 32
+
+
+def serve_pages(page: Sequence[Listener], listeners: Sequence[Listener], block: Block) -> None:
+    """The life of an exporter's process: answers on all of ``page``, and closes ``listeners``, which are not its."""
+    close(listeners)  # or clients would wait there once nobody accepts any more
+    for listener in page[1:]:
+        Thread(target=serve_metrics, args=(listener.socket, block), daemon=True).start()
+    serve_metrics(page[0].socket, block)
 
 
 def serve_metrics(sock: socket.socket, block: Block) -> None:

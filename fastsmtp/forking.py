@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 
 from fastsmtp._engine import index
@@ -89,6 +90,7 @@ def start(
     drain_timeout: float,
     on_ready: Callable[[], None] = lambda: None,
     on_stop: Callable[[], None] = lambda: None,
+    exporter: Callable[[Block], None] | None = None,
     timing: Timing | None = None,
 ) -> Child | None:
     """Forks ``num_processes`` workers (0 or ``None``: one for each CPU) and returns in each of them.
@@ -97,7 +99,8 @@ def start(
     SIGINT, rolls them on SIGHUP, and leaves by ``sys.exit``. When workers crashed more than ``max_restarts``
     times (``None``: no limit), it drains the others and its status is 1. A worker that ends by itself with
     status 0 is replaced too, but has not crashed unless it never accepted. ``drain_timeout`` (seconds),
-    ``on_ready`` and ``on_stop``, both called in the parent, are those of ``Supervisor``.
+    ``on_ready`` and ``on_stop``, both called in the parent, are those of ``Supervisor``; ``exporter``, called in a
+    process of its own with the counters of all, is the metrics page.
 
     With 1 nothing is forked, and the result is ``None``. Raises ``ValueError`` for fewer processes than none,
     and ``RuntimeError`` in another thread than the main one or if there is an event loop already, which
@@ -120,6 +123,7 @@ def start(
         drain_timeout=drain_timeout,
         on_ready=on_ready,
         on_stop=on_stop,
+        exporter=partial(exporter, block) if exporter is not None else None,
         timing=timing,
         max_restarts=inf if max_restarts is None else max_restarts,
     )

@@ -19,6 +19,7 @@ from fastsmtp import forking, reloading, sockets
 from fastsmtp._engine import Counters
 from fastsmtp.config import Config
 from fastsmtp.errors import ConfigError
+from fastsmtp.exporter import serve_pages
 from fastsmtp.replies import bonzo
 from fastsmtp.requests import Hooked, RequestCallback, Requests, SMTPConnection
 from fastsmtp.requests import SMTPRequest as SMTPRequest
@@ -37,7 +38,6 @@ _ELSEWHERE = {
     "workers": "start() says how many processes",
     "handler": "the request callback takes the mail",
     "deliver": "the request callback takes the mail",
-    "metrics": "the page is fastsmtp.run()'s",
     "log_level": "logging is the program's",
     "loop": "the program chooses its loop",
 }
@@ -179,21 +179,30 @@ class SMTPServer:
 
         With more than one it forks, and returns in each child, where the current loop, made on uvloop if there is
         none, serves as soon as it runs: by ``run_forever()``, or by ``await serve_forever()`` in ``asyncio.run``.
-        The parent never returns: it watches the others, and replaces those that crash, ``max_restarts`` times.
-        SIGTERM drains and ends them all. To be called in the main thread before there is a loop.
+        ``metrics`` is then served, too, by one process for all. The parent never returns: it watches the others, and
+        replaces those that crash, ``max_restarts`` times. SIGTERM drains and ends them all. To be called
+        in the main thread before there is a loop.
 
         Raises ``RuntimeError`` if that is not so or nothing was bound, and ``ValueError`` for such numbers.
         """
         if not self._bound:
             raise RuntimeError("bind() says where, and start() serves there")
+        page = self._metrics_page() if num_processes != 1 else []
         self._child = forking.start(
             num_processes,
             max_restarts,
             drain_timeout=self._config.drain_timeout,
             on_stop=partial(sockets.close, self._bound),
+            exporter=partial(serve_pages, page, self._bound) if page else None,
         )
+        sockets.close(page)
         bound, self._bound = self._bound, []
         self._serve_on(bound)
+
+    def _metrics_page(self) -> list[Listener]:
+        if self._config.metrics is None:
+            return []
+        return sockets.bind([self._config.metrics], 128, option="metrics")
 
     def _serve_on(self, listeners: list[Listener]) -> None:
         if self._stopped:

@@ -10,7 +10,6 @@ import logging
 import sys
 from collections.abc import Sequence
 from functools import partial
-from threading import Thread
 
 from fastsmtp import exporter, forking, sockets
 from fastsmtp.config import Config
@@ -90,7 +89,7 @@ def run_service(config: Config, handler: object | None = None) -> int:
             workers=workers,
             block=block,
             drain_timeout=config.drain_timeout,
-            exporter=partial(_export, listeners, page, block) if page else None,
+            exporter=partial(exporter.serve_pages, page, listeners, block) if page else None,
             on_ready=partial(_announce, config, listeners, page, workers),
             on_stop=partial(sockets.close, listeners),
         )
@@ -98,13 +97,6 @@ def run_service(config: Config, handler: object | None = None) -> int:
     finally:
         sockets.close(listeners)
         sockets.close(page)
-
-
-def _export(listeners: Sequence[Listener], page: Sequence[Listener], block: Block) -> None:
-    sockets.close(listeners)  # or clients would wait there once nobody accepts any more
-    for listener in page[1:]:
-        Thread(target=exporter.serve_metrics, args=(listener.socket, block), daemon=True).start()
-    exporter.serve_metrics(page[0].socket, block)
 
 
 def check(config: Config) -> None:

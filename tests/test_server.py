@@ -135,7 +135,7 @@ async def test_sockets_of_others_are_served_and_closed(tmp_path: Path) -> None:
 # --- settings -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", ["listen", "workers", "handler", "deliver", "metrics", "log_level", "loop"])
+@pytest.mark.parametrize("key", ["listen", "workers", "handler", "deliver", "log_level", "loop"])
 def test_settings_that_are_said_elsewhere(key: str) -> None:
     with pytest.raises(ConfigError, match=f'^"{key}" is no setting of an SMTPServer: '):
         make(**{key: "x"})
@@ -448,7 +448,9 @@ class Handler(RequestHandler):
         self.finish(f"{os.getpid()}")
 
 
-server = SMTPServer(Application(Handler, autoreload=WATCHED), hostname="mx.example", drain_timeout=10)
+server = SMTPServer(
+    Application(Handler, autoreload=WATCHED), hostname="mx.example", drain_timeout=10, metrics=METRICS
+)
 server.bind(0, "127.0.0.1")
 print(f"address {server.addresses[0]}", flush=True)
 server.start(2, MAX_RESTARTS)
@@ -468,8 +470,14 @@ WAYS = pytest.mark.parametrize("way", ["run_forever", "serve_forever"])
 def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     with starter(tmp_path) as start:
 
-        def run(*arguments: str, max_restarts: int | None = None, watched: bool = False) -> Process:
+        def run(
+            *arguments: str,
+            max_restarts: int | None = None,
+            watched: bool = False,
+            metrics: str | None = None,
+        ) -> Process:
             program = PROGRAM.replace("MAX_RESTARTS", repr(max_restarts)).replace("WATCHED", repr(watched))
+            program = program.replace("METRICS", repr(metrics))
             process = start(*arguments, script=program, ready=False)
             process.addresses = [process.expect(r"^address (.*)\n", "out")[1]]
             process.expect(r"worker \d \(pid \d+\) accepts\n", count=2)
@@ -508,6 +516,22 @@ def gather(process: Process, pids: set[int]) -> list[tuple[Wire, int]]:
     for client in rest:
         client.close()
     return [(client, pid) for pid, client in found.items()]
+
+
+def test_the_metrics_of_all_processes_are_on_one_page(start: Callable[..., Process]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+    process = start("serve_forever", metrics=f"127.0.0.1:{port}")
+    for _ in range(3):
+        converse(process, "text")
+
+    def accepted() -> bool:
+        with socket.create_connection(("127.0.0.1", port)) as sock:
+            sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            page = b"".join(iter(lambda: sock.recv(65536), b"")).decode()
+        return 'fastsmtp_messages_total{result="accepted"} 3.0' in page
+
+    await_true(accepted, "three messages on the page")
 
 
 @WAYS
