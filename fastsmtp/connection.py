@@ -211,6 +211,8 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         super().expire(state)
         if self._at_eof:
             self.hang_up()
+        if self.closed and self.unsent:
+            self.abort()  # it does not read either: nothing will ever be flushed
 
     @property
     def unsent(self) -> bool:

@@ -19,6 +19,14 @@ _STEP = 0.02  # seconds between looks at what is left
 _TURNS_TO_GO = 10  # of the loop, that closed transports get to go
 
 
+def stop_accepting(server: Server | ProxiedServer, loop: asyncio.AbstractEventLoop) -> None:
+    """Gives up the listening sockets, after what was accepted has got its protocol."""
+    # asyncio attaches what it has accepted in a task; a server that is closed before that loses it.
+    for sock in server.sockets:
+        loop.remove_reader(sock.fileno())
+    loop.call_soon(server.close)
+
+
 class Guests:
     """Connections, as long as anybody holds them."""
 
@@ -39,11 +47,8 @@ class Guests:
         done, all that are left when ``grace`` seconds are over.
         """
         loop = asyncio.get_running_loop()
-        # asyncio attaches what it has accepted in a task; a server that is closed before that loses it.
-        for sock in server.sockets:
-            loop.remove_reader(sock.fileno())
+        stop_accepting(server, loop)
         await asyncio.sleep(0)
-        server.close()
         end = loop.time() + grace
         while self._shut_down(idle_only=loop.time() < end):  # noqa: ASYNC110, idleness is not told
             await asyncio.sleep(_STEP)

@@ -109,11 +109,11 @@ class Plan:
 
     def _add(self, name: str, hook: Callable[..., Any], rescue: Callable[..., Any] | None) -> None:
         if name == _STARTTLS:
-            self.starttls = _adapt(name, hook)
+            self.starttls = adapt(name, hook)
         elif name == _DISCONNECT:
-            self.disconnect = _adapt(name, hook)
+            self.disconnect = adapt(name, hook)
         elif name in _NAMES:
-            call = _adapt(name, hook)
+            call = adapt(name, hook)
             self.calls[_NAMES[name]] = _rescued(call, rescue) if rescue is not None else call
         elif name in _NOT_OFFERED:
             raise ConfigError(f"{_name(self.handler)} has a {name}, but this server does not offer that")
@@ -128,7 +128,7 @@ def _name(handler: object) -> str:
     return f"handler {kind.__module__}.{kind.__qualname__}"
 
 
-def _adapt(name: str, hook: Callable[..., Any]) -> Call:
+def adapt(name: str, hook: Callable[..., Any]) -> Call:
     """A hook as the connection calls it; the shapes are written out, as this is the way of every message."""
     plain = hook
     if getattr(hook, "__fastsmtp_blocking__", False):

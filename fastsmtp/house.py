@@ -11,7 +11,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from fastsmtp._engine import Engine
 from fastsmtp._rules import Rules
@@ -20,7 +20,6 @@ from fastsmtp.connection import Site
 from fastsmtp.replies import native
 
 if TYPE_CHECKING:
-    from fastsmtp.connection import Connection
     from fastsmtp.terms import Terms
 
 _SPILL = 4 << 20  # bytes of a message beyond which it goes to a temporary file
@@ -81,10 +80,7 @@ class House:
 
     def _tick(self) -> None:
         for dialogue, state in self.engine.tick(time.monotonic()):
-            connection = cast("Connection", dialogue)
-            connection.expire(state)
-            if connection.closed and connection.unsent:
-                connection.abort()
+            dialogue.expire(state)
         self._ticking = None
         if self.engine.live:
             self._ticking = self.loop.call_later(self._interval, self._tick)

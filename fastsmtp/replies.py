@@ -236,6 +236,11 @@ def _multiline(code: str, texts: list[str]) -> list[str]:
     return [f"{code}-{text}" for text in texts[:-1]] + [f"{code} {texts[-1]}"]
 
 
+def as_status(book: Book, name: str) -> str:
+    """The reply called ``name``, as a hook would give it."""
+    return book[name].decode().removesuffix("\r\n")
+
+
 class NotAReply(ValueError):
     """What a hook returned is no reply; the text says what it was."""
 

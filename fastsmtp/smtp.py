@@ -22,9 +22,11 @@ from fastsmtp.application import Application, RequestHandler
 from fastsmtp.authentication import AuthCallbackType, AuthenticatorType, login_always_fail
 from fastsmtp.envelope import Envelope, Session
 from fastsmtp.errors import SMTPError
+from fastsmtp.hooks import settled
 from fastsmtp.house import House, forget_prepared, house_of, make_loop
 from fastsmtp.introduced import Introduced
 from fastsmtp.legacy import Legacy
+from fastsmtp.replies import as_status
 from fastsmtp.sasl import CLIENT_AUTH_B as CLIENT_AUTH_B
 from fastsmtp.sasl import MISSING, AuthResult, LoginPassword, auth_mechanism, sanitize, sanitized_log
 from fastsmtp.sasl import VALID_AUTHMECH as VALID_AUTHMECH
@@ -68,7 +70,6 @@ ALLOWED_BEFORE_STARTTLS = {"NOOP", "EHLO", "STARTTLS", "QUIT"}
 _DATA = ASKS.index("DATA")
 _EHLO = ASKS.index("EHLO")
 _MAY_BE_SILENT = frozenset({ASKS.index("AUTH"), ASKS.index("COMMAND")})
-_NO_REPLY = b"451 4.3.0 Error: local error in processing\r\n"
 
 
 class TLSSetupException(Exception):
@@ -413,8 +414,7 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
         Asks the handler's ``handle_exception`` if it has one.
         """
         if hasattr(self.event_handler, "handle_exception"):
-            status = self.event_handler.handle_exception(error)
-            return cast("str", await status if asyncio.iscoroutine(status) else status)
+            return cast("str", await settled(self.event_handler.handle_exception(error)))
         log.error("%r SMTP session exception", self.session.peer, exc_info=error)
         return _status_of_error(error)
 
@@ -428,11 +428,7 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
     @property
     def max_command_size_limit(self) -> int:
         """The longest command line there may be, in bytes."""
-        sizes = [self.command_size_limit, *(self._sizes or {}).values()]
-        if self.session.extended_smtp:  # MAIL may have parameters then
-            mail = self.command_size_limits.get("MAIL", self.command_size_limit)
-            sizes.append(mail + (26 if self.data_size_limit else 0) + (10 if self.enable_SMTPUTF8 else 0))
-        return max(sizes)
+        return self.longest_command
 
     @property
     def command_size_limits(self) -> dict[str, int]:
@@ -481,7 +477,7 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
         wrong_number = each and isinstance(statuses, list) and len(lines) != self.recipients
         if not lines or not all(lines) or wrong_number:
             log.error("handle_%s gave no status but %r", ASKS[kind], result)
-            lines = [_NO_REPLY]
+            lines = [self.rules.book["HANDLER_FAILED"]]
         if each and len(lines) != self.recipients:
             lines *= self.recipients
         return lines[0] if len(lines) == 1 else b"".join(lines)
@@ -491,7 +487,7 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
             return self._reply(kind, error.reply)
         if isinstance(error, (ConnectionResetError, TLSSetupException)):
             self.end()
-            return b"" if kind in _MAY_BE_SILENT else _NO_REPLY
+            return b"" if kind in _MAY_BE_SILENT else self.rules.book["HANDLER_FAILED"]
         self._pending = self.loop.create_task(self._status_of(cast("Exception", error)))
         self._pending.add_done_callback(self._done)
         return None
@@ -507,7 +503,7 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
                 return "500 Error: Cannot describe error"
         if status is None:
             log.error("handle_exception gave no status for %r", error)
-            return _NO_REPLY[:-2]
+            return as_status(self.rules.book, "HANDLER_FAILED")
         return self._surely(status)
 
     def _surely(self, status: str | bytes) -> bytes:

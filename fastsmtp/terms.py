@@ -15,8 +15,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 from fastsmtp._rules import ASKS, HOOKS, VERB_BITS, Rules
-from fastsmtp.hooks import Plan, settled
-from fastsmtp.replies import aiosmtpd
+from fastsmtp.hooks import Plan, adapt, blocking, settled
+from fastsmtp.replies import aiosmtpd, as_status
 from fastsmtp.sasl import MISSING, mechanism_names
 
 _BUILT_IN = "__fastsmtp_built_in__"
@@ -209,8 +209,10 @@ def _calls(parameters: Parameters, methods: set[str], old_ehlo: bool) -> dict[st
         if parameters.calls_hooks and (name not in _ASKED_IF_THERE or f"handle_{name}" in methods):
             calls[name] = _by_the_server(name)
         elif f"handle_{name}" in methods:
-            blocking = hasattr(getattr(parameters.handler, f"handle_{name}", None), "__fastsmtp_blocking__")
-            calls[name] = _in_thread(name) if blocking else _hook(name)
+            waits = hasattr(getattr(parameters.handler, f"handle_{name}", None), "__fastsmtp_blocking__")
+            calls[name] = _hook(name, waits=waits)
+    if "handle_NOOP" in methods and not parameters.calls_hooks:
+        calls["NOOP"] = _none_if_empty(calls["NOOP"])
     if old_ehlo:
         calls["EHLO"] = _old_ehlo
     if "DATA" not in calls and "process_message" in methods:
@@ -223,32 +225,22 @@ def _calls(parameters: Parameters, methods: set[str], old_ehlo: bool) -> dict[st
     return calls
 
 
-def _hook(name: str) -> Call:
-    """A hook of whatever handler the connection has. The shapes are written out: it is the way of every message."""
+def _hook(name: str, *, waits: bool = False) -> Call:
+    """A hook of whatever handler the connection has; one that ``waits`` is run in a thread."""
     method = f"handle_{name}"
-    if name == "DATA":
+    if name == "DATA" and not waits:  # the way of every message: a call less
         return lambda server, argument, options: server._handler.handle_DATA(
             server, server.session, server.envelope
         )
-    if name in ("MAIL", "RCPT"):
-        return lambda server, argument, options: getattr(server._handler, method)(
-            server, server.session, server.envelope, argument, options
-        )
-    if name in ("HELO", "VRFY"):
-        return lambda server, argument, options: getattr(server._handler, method)(
-            server, server.session, server.envelope, argument
-        )
-    if name == "NOOP":
-        return lambda server, argument, options: server._handler.handle_NOOP(
-            server, server.session, server.envelope, argument or None
-        )
-    if name == "EHLO":
-        return lambda server, argument, options: server._handler.handle_EHLO(
-            server, server.session, server.envelope, argument, server.ehlo_lines
-        )
-    return lambda server, argument, options: getattr(server._handler, method)(
-        server, server.session, server.envelope
-    )
+
+    def hook(server: Any, *arguments: Any) -> Any:
+        return getattr(server._handler, method)(server, *arguments)
+
+    return adapt(method, blocking(hook) if waits else hook)
+
+
+def _none_if_empty(call: Call) -> Call:
+    return lambda server, argument, options: call(server, argument or None, options)
 
 
 def _by_the_server(name: str) -> Call:
@@ -271,15 +263,9 @@ def _by_the_server(name: str) -> Call:
             server.envelope.rcpt_options.extend(options)
         elif name == "EHLO":
             return server.ehlo_lines
-        reply = server.rules.book["ACCEPTED" if name == "DATA" else name]
-        return reply.removesuffix(b"\r\n")
+        return as_status(server.rules.book, "ACCEPTED" if name == "DATA" else name)
 
     return call
-
-
-def _in_thread(name: str) -> Call:
-    call = _hook(name)
-    return lambda server, argument, options: server.in_thread(call, server, argument, options)
 
 
 async def _old_ehlo(server: Any, argument: Any, options: Any) -> Any:
@@ -308,7 +294,7 @@ def _decoded(call: Call | None) -> Call:
             else:
                 envelope.content = envelope.original_content.decode("ascii")
         except UnicodeDecodeError:
-            return "500 Error: strict ASCII mode"
+            return as_status(server.rules.book, "NOT_ASCII")
         return _OK if call is None else call(server, argument, options)
 
     return decoded

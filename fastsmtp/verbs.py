@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from fastsmtp.connection import LATER
 from fastsmtp.hooks import settled
 from fastsmtp.pushing import Pushing
+from fastsmtp.replies import as_status
 from fastsmtp.terms import Terms, built_in
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -104,7 +105,7 @@ class Verbs(Pushing):
         if self.session.authenticated or not self._auth_required:
             return False
         log.info("%s: Authentication required", caller_method)
-        await self.push("530 5.7.0 Authentication required")
+        await self.push(as_status(self.rules.book, "NEED_AUTH"))
         return True
 
     # --- the commands ---------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from fastsmtp.body import Spill
 from fastsmtp.config import Config
 from fastsmtp.connection import Connection, Site
 from fastsmtp.errors import ConfigError
+from fastsmtp.guests import stop_accepting
 from fastsmtp.hooks import Plan
 from fastsmtp.replies import native
 from fastsmtp.sockets import close as close_listeners
@@ -186,10 +187,7 @@ class Worker:
     def _stop_accepting(self) -> None:
         servers, self._servers = self._servers, []
         for server in servers:
-            # asyncio attaches what it has accepted in a task; a server that is closed before that loses it.
-            for sock in server.sockets:
-                self._loop.remove_reader(sock.fileno())
-            self._loop.call_soon(server.close)
+            stop_accepting(server, self._loop)
 
     def _share(self) -> None:
         """Called at each connection: one that takes more than its share rests for a moment.
@@ -222,14 +220,8 @@ class Worker:
 
     def _tick(self) -> None:
         for dialogue, state in self._engine.tick(self._loop.time()):
-            self._expire(dialogue, state)
+            dialogue.expire(state)
         self._ticking = self._loop.call_later(self._tick_interval, self._tick)
-
-    def _expire(self, dialogue: Dialogue, state: str) -> None:
-        connection = cast("Connection", dialogue)
-        connection.expire(state)
-        if connection.closed and connection.unsent:
-            connection.abort()  # it does not read either: nothing will ever be flushed
 
     # --- storing --------------------------------------------------------------------------------------------
 

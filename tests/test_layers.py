@@ -18,7 +18,7 @@ LAYERS = (
     ("replies", "body", "proxy_protocol"),
     ("envelope", "sockets", "metrics", "config"),
     ("hooks", "sasl", "proxied", "sinks"),
-    ("connection",),
+    ("connection", "guests"),
     ("worker", "supervisor", "exporter", "forking"),
     ("service",),
     ("requests", "reloading"),
@@ -28,7 +28,7 @@ LAYERS = (
     ("authentication", "introduced", "pushing", "watched"),
     ("legacy", "verbs"),
     ("smtp",),
-    ("lmtp", "handlers", "guests"),
+    ("lmtp", "handlers"),
     ("controller",),
     ("", "cli"),  # "" is the package itself
     ("__main__",),

@@ -27,6 +27,7 @@ cdef class Commands(Wire):
     cdef int _command(self, const char *line, size_t n) except -1
     cdef int _bad_octets(self, command *c, const char *line, size_t n, bint bad) except -1
     cdef size_t _longest(self, command *c) except 0
+    cdef size_t _room_for_parameters(self) except? 0
     cdef bint _over_limit(self, command *c) except -1
     cdef int _perform(self, command *c) except -1
     cdef int _perform_text(self, str text) except -1

@@ -101,6 +101,14 @@ cdef class Commands(Wire):
         """How many recipients of this transaction were taken."""
         return self.taken
 
+    @property
+    def longest_command(self):
+        """Octets, without the line end, that the longest of all commands may have now; 0 is no limit."""
+        cdef Rules rules = self.rules
+        sizes = rules.max_commands or {}
+        mail = sizes.get("MAIL", rules.max_command) + self._room_for_parameters()
+        return max(rules.max_command, mail, *sizes.values())
+
     # --- what a subclass gives ------------------------------------------------------------------------------
 
     def trace(self, line):
@@ -184,14 +192,19 @@ cdef class Commands(Wire):
         return 0 if self.rules.lenient or valid_utf8(line, n) else REPLY_BAD_OCTETS
 
     cdef size_t _longest(self, command *c) except 0:
-        """Octets that a command may have: MAIL gets room for its parameters (RFC 1870 3, RFC 6531 3.4)."""
+        """Octets that a command may have."""
         cdef Rules rules = self.rules
         cdef size_t longest = rules.max_command
         if rules.max_commands is not None:
             longest = rules.max_commands.get(self._verb(c), longest)
-        if c.verb == VERB_MAIL and self._the_session().extended_smtp:
-            longest += (26 if rules.max_message_size else 0) + (10 if rules.smtputf8 else 0)
-        return longest
+        return longest + self._room_for_parameters() if c.verb == VERB_MAIL else longest
+
+    cdef size_t _room_for_parameters(self) except? 0:
+        """What MAIL may be longer (RFC 1870 3, RFC 6531 3.4)."""
+        cdef Rules rules = self.rules
+        if not self._the_session().extended_smtp:
+            return 0
+        return (26 if rules.max_message_size else 0) + (10 if rules.smtputf8 else 0)
 
     cdef bint _over_limit(self, command *c) except -1:
         """Counts a command, and whether it came too often."""
