@@ -41,14 +41,14 @@ lint: .venv/linted-with
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest --ignore-missing-stub --ignore-disjoint-bases --ignore-unused-allowlist \
 	  --allowlist tests/stubtest.txt fastsmtp._core fastsmtp._commands \
-	  fastsmtp._wire fastsmtp._rules fastsmtp._engine fastsmtp._envelope fastsmtp._reception
+	  fastsmtp._wire fastsmtp._stream fastsmtp._rules fastsmtp._engine fastsmtp._envelope fastsmtp._reception
 
 format: .venv/linted-with
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 # A copy of the tree is built with AddressSanitizer and UndefinedBehaviorSanitizer, and runs the tests of the core.
-SANITIZED_TESTS := tests/test_engine.py tests/test_dialogue.py tests/test_property.py tests/test_smuggling.py tests/test_lenient.py tests/test_connection.py
+SANITIZED_TESTS := tests/test_engine.py tests/test_dialogue.py tests/test_property.py tests/test_smuggling.py tests/test_lenient.py tests/test_connection.py tests/test_stream.py
 # What pyproject.toml has pip install for a build, for builds without pip.
 BUILD_NEEDS := 'setuptools>=77' 'Cython>=3.1,<4'
 SANITIZERS = $$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)

@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from typing import Any, cast
 
 from fastsmtp._core import Dialogue
 from fastsmtp._engine import STAGES, Block, Engine, index
 from fastsmtp._rules import ASKS
+from fastsmtp._stream import Stream
 from fastsmtp.body import Body, Spill
 from fastsmtp.envelope import Envelope
 from fastsmtp.errors import SMTPError
@@ -39,8 +41,8 @@ LATER = object()  # what a call gives when it will have the ask answered itself
 class Site:
     """What all connections of a worker share beyond the engine.
 
-    ``queues`` says that what answers DATA is a sink, whose result is a queue id. ``on_connection`` is called
-    for each new connection. ``tls`` is for STARTTLS, whose handshake takes at most ``tls_timeout`` seconds.
+    ``queues`` says that what answers DATA is a sink, whose result is a queue id. ``tls`` is the context of TLS,
+    whose handshake takes at most ``tls_timeout`` seconds.
     """
 
     def __init__(
@@ -53,7 +55,6 @@ class Site:
         executor: Executor | None = None,
         tls: ssl.SSLContext | None = None,
         tls_timeout: float = 30.0,
-        on_connection: Callable[[], None] | None = None,
     ) -> None:
         self.plan = plan
         self.loop = loop
@@ -62,9 +63,16 @@ class Site:
         self.executor = executor
         self.tls = tls
         self.tls_timeout = tls_timeout
-        self.on_connection = on_connection
         self.last_complaint = 0.0
-        self.goodbyes: set[asyncio.Future[Any]] = set()  # the loop itself keeps no task alive
+        # The loop itself keeps no task alive.
+        self.goodbyes: set[asyncio.Future[Any]] = set()
+        self.handshakes: set[asyncio.Task[None]] = set()
+
+    def handshake(self, beginning: Coroutine[Any, Any, None]) -> None:
+        """Runs what begins a connection that is not connected yet."""
+        task = self.loop.create_task(beginning)
+        self.handshakes.add(task)
+        task.add_done_callback(self.handshakes.discard)
 
 
 class Connection(Dialogue, asyncio.BufferedProtocol):
@@ -78,7 +86,7 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         self._pending: asyncio.Future[Any] | None = None
         self._paused = False
         self._at_eof = False
-        self.transport: asyncio.Transport | None = None
+        self.transport: asyncio.Transport | None = None  # or a Stream, which has the methods
 
     @property
     def tls_context(self) -> ssl.SSLContext | None:
@@ -104,14 +112,14 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
     # --- the transport's calls ------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if self.transport is not None:
+            return  # STARTTLS: the loop presents what it gives to _start_tls
         self.transport = cast("asyncio.Transport", transport)
         if self._implicit_tls:
             self.engine.counters.add(_TLS_OK)
             self.session.ssl = transport.get_extra_info("ssl_object")
             self.session.tls = True
         self.connect(self.transport.write)
-        if self._site.on_connection is not None:
-            self._site.on_connection()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.transport is None:
@@ -140,19 +148,23 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         self._at_eof = True
         if self.session.tls or self.responding:  # TLS has no half of a connection, and no line will come
             return False
-        return self.asked != 0
+        return self.pending
 
     def pause_writing(self) -> None:
         self.hold_back()
 
     def resume_writing(self) -> None:
         self.go_on()
+        self._hang_up_if_done()
 
     # --- the dialogue's calls -------------------------------------------------------------------------------
 
     def hang_up(self) -> None:
-        if self.transport is not None:
-            self.transport.close()
+        if self.transport is None:
+            return
+        if self.in_handshake and isinstance(self.transport, Stream) and self._pending is not None:
+            self._pending.cancel()  # the stream gave its socket to the handshake
+        self.transport.close()
 
     def pause_reading(self) -> None:
         if not self._paused and self.transport is not None and not self.transport.is_closing():
@@ -166,8 +178,8 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
                 self.transport.resume_reading()
 
     def give_way(self) -> None:
-        # libuv reads on, up to 32 times, while reads fill their buffer: 20 clients with 20 MB each kept all
-        # others waiting for 145 ms; so it is 20.
+        # Under TLS, libuv reads on, up to 32 times, while reads fill their buffer: 20 clients with 20 MB each
+        # kept all others waiting for 145 ms; so it is 20. A stream gives way by itself.
         self.pause_reading()
         self._site.loop.call_soon(self.take_turn)
 
@@ -192,13 +204,15 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         if type(result) is str:
             return self._reply(kind, result)
         if asyncio.iscoroutine(result):
-            future: asyncio.Future[Any] = self._site.loop.create_task(result)
+            future: asyncio.Future[Any] = _begin(result, self._site.loop)
         elif asyncio.isfuture(result):
             future = result
         elif result is LATER:
             return None
         else:
             return self._reply(kind, result)
+        if future.done():
+            return self._result(kind, future)
         self._pending = future
         future.add_done_callback(self._done)
         return None
@@ -244,9 +258,12 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         secured: asyncio.Transport | None = None
         self.handshake()
         try:
-            secured = await site.loop.start_tls(
-                transport, self, context, server_side=True, ssl_handshake_timeout=site.tls_timeout
-            )
+            if isinstance(transport, Stream):
+                secured = await self._handshake(transport, context)
+            else:
+                secured = await site.loop.start_tls(
+                    transport, self, context, server_side=True, ssl_handshake_timeout=site.tls_timeout
+                )
         except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
             self.tls_failed(error)
         finally:
@@ -265,8 +282,25 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
             self.distrust()
         self.go_on()
 
+    async def begin_tls(self, stream: Stream) -> None:
+        """Begins with TLS, before anything is said."""
+        context = self.tls_context
+        assert context is not None
+        self.session.peer = stream.get_extra_info("peername")
+        try:
+            await self._handshake(stream, context)
+        except OSError as error:
+            self.tls_failed(error)
+
+    async def _handshake(self, stream: Stream, context: ssl.SSLContext) -> asyncio.Transport:
+        site = self._site
+        secured, _ = await site.loop.connect_accepted_socket(
+            lambda: self, stream.detach(), ssl=context, ssl_handshake_timeout=site.tls_timeout
+        )
+        return secured
+
     def tls_failed(self, error: Exception) -> None:
-        """Called when the handshake after STARTTLS came to nothing; the connection is closed."""
+        """Called when the handshake came to nothing; the connection is closed."""
         self.engine.counters.add(_TLS_FAILED)
         log.info("TLS handshake with %s failed: %s", self.session.peer, error)
 
@@ -292,23 +326,28 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
                 future.exception()
             return
         self._pending = None
-        kind = self.asked
-        reply: bytes | None
+        reply = self._result(self.asked, future)
+        if reply is not None:
+            self.answered(reply)
+
+    def _result(self, kind: int, future: asyncio.Future[Any]) -> bytes | None:
+        """The reply by a future that is done."""
         if future.cancelled():
             if not self.closed:
                 log.warning("handle_%s was cancelled", ASKS[kind])
-            reply = self.rules.book["HANDLER_FAILED"]
-        elif (error := future.exception()) is not None:
-            reply = self._failure(kind, error)
-        else:
-            reply = self._reply(kind, future.result())
-        if reply is not None:
-            self.answered(reply)
+            return self.rules.book["HANDLER_FAILED"]
+        if (error := future.exception()) is not None:
+            return self._failure(kind, error)
+        return self._reply(kind, future.result())
 
     def answered(self, reply: bytes) -> None:
         """Gives the answer to a hook that took its time."""
         self.answer(reply)
-        if self._at_eof and not self.asked:
+        self._hang_up_if_done()
+
+    def _hang_up_if_done(self) -> None:
+        """Closes when a client that sends no more has all its answers."""
+        if self._at_eof and not self.pending:
             self.hang_up()
 
     def _reply(self, kind: int, result: object) -> bytes | None:
@@ -349,6 +388,19 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         session = self.session
         if session.peer is None and self.transport is not None:
             session.peer = self.transport.get_extra_info("peername")
+
+
+if sys.version_info >= (3, 12):
+
+    def _begin(hook: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any]:
+        """A task of a coroutine, which may be done already."""
+        return asyncio.Task(hook, loop=loop, eager_start=True)
+
+else:
+
+    def _begin(hook: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any]:
+        """A task of a coroutine."""
+        return loop.create_task(hook)
 
 
 def _body(argument: bytes | Block | Spill) -> Body:

@@ -1,6 +1,6 @@
 """A worker: takes mail on given sockets, in one process and one event loop.
 
-Knows when to accept, when to let other workers accept, the coarse clock, and how to leave. Refuses to know
+Knows what its connections share, whether it holds its part of them, the coarse clock, and how to leave. Refuses to know
 where sockets, processes and settings come from.
 """
 
@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, cast
 
 from fastsmtp._engine import Counters, Engine
 from fastsmtp._rules import Book, Rules
+from fastsmtp.accepting import Accepting
 from fastsmtp.body import Spill
 from fastsmtp.config import Config
 from fastsmtp.connection import Connection, Site
 from fastsmtp.errors import ConfigError
-from fastsmtp.guests import stop_accepting
 from fastsmtp.hooks import Plan
 from fastsmtp.replies import native
 from fastsmtp.sockets import close as close_listeners
@@ -33,25 +33,17 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from fastsmtp._core import Dialogue
+    from fastsmtp._stream import Stream
     from fastsmtp.sinks.base import Sink
     from fastsmtp.sockets import Listener
 
 log = logging.getLogger("fastsmtp")
 
-# How long a worker that holds more than its share leaves new connections to the others. Long enough that
-# pausing costs little (0.1 ms each time), short enough that nobody notices when the others are busy too.
-_REST = 0.01
-# asyncio's own loop takes the backlog for how many connections to accept in one turn: a burst would all be one
-# worker's.
-_ACCEPTS = 16
-
 # While draining: how often to look, and how long a client may stay silent between messages before it is told.
 _DRAIN_STEP = 0.05
 _DRAIN_SILENCE = 1.0
 
-# At the end: turns of the loop until who was accepted while the servers closed is known, turns that closed
-# transports get to go, and seconds that handle_DISCONNECT hooks get.
-_TURNS_TO_COME = 5
+# At the end: turns of the loop that closed transports get to go, and seconds that handle_DISCONNECT hooks get.
 _TURNS_TO_GO = 10
 _GOODBYES = 1.0
 
@@ -86,12 +78,11 @@ class Worker:
         self._tls = tls or tls_context(config)
         self._connection = connection
         self._executor = ThreadPoolExecutor(config.blocking_threads, thread_name_prefix="fastsmtp-blocking")
-        self._servers: list[asyncio.Server] = []
-        self._resting: asyncio.Handle | asyncio.Task[None] | None = None
         self._ticking: asyncio.TimerHandle | None = None
-        self._accepting = False
         self._closed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        self._accepting = Accepting(self._loop, self._begin, self._crowded if loads is not None else None)
+        self._left = False
         keeps = sink is not None and sink.keeps
         plan = Plan(handler, deliver=_deliver(sink) if sink and keeps else None, discard=sink is not None)
         rules = Rules(
@@ -130,7 +121,6 @@ class Worker:
             executor=self._executor,
             tls=self._tls,
             tls_timeout=config.tls_handshake_timeout,
-            on_connection=self._share if loads is not None else None,
         )
         # Deadlines are kept to a quarter of the shortest, and to a second.
         timeouts = (config.idle_timeout, config.transaction_timeout, config.handler_timeout)
@@ -159,62 +149,32 @@ class Worker:
             await self._sink.open()
         self._engine.now = self._loop.time()
         self._tick()
-        self._accepting = True
-        await self._accept(self._listeners)
+        self._accepting.add(self._listeners)
 
     async def listen(self, listeners: Sequence[Listener]) -> None:
         """Accepts on more sockets, once it has started. At its end they are closed."""
-        if not self._accepting:
+        if self._left:
             close_listeners(listeners)
             return
         self._listeners += listeners
-        if self._resting is None:  # else it will look for itself what there is
-            await self._accept(listeners)
+        self._accepting.add(listeners)
 
-    async def _accept(self, listeners: Sequence[Listener]) -> None:
-        for listener in listeners:
-            server = await self._loop.create_server(
-                partial(self._connection, self._engine, self._site, listener.tls),
-                sock=listener.socket.dup(),
-                backlog=_ACCEPTS,
-                ssl=self._tls if listener.tls else None,
-                ssl_handshake_timeout=self._config.tls_handshake_timeout if listener.tls else None,
-            )
-            # The real backlog, which holds for all who share the socket.
-            listener.socket.listen(self._config.backlog)
-            self._servers.append(server)
+    def _begin(self, stream: Stream, tls: bool) -> None:
+        connection = self._connection(self._engine, self._site, tls)
+        if tls:
+            self._site.handshake(connection.begin_tls(stream))
+        else:
+            stream.begin(connection)
 
-    def _stop_accepting(self) -> None:
-        servers, self._servers = self._servers, []
-        for server in servers:
-            stop_accepting(server, self._loop)
-
-    def _share(self) -> None:
-        """Called at each connection: one that takes more than its share rests for a moment.
+    def _crowded(self) -> bool:
+        """Whether this worker took more than its share.
 
         All workers wait on the same sockets, and the kernel tends to wake the same one: without this, 400
         connections a millisecond apart were spread 189, 128, 80 and 3 over four workers.
         """
         assert self._loads is not None
-        if self._resting is not None:
-            return
         loads = self._loads()
-        if len(loads) > 1 and len(self._engine.live) > sum(loads) / len(loads) + 1:
-            self._resting = self._loop.call_soon(self._rest)
-
-    def _rest(self) -> None:
-        self._stop_accepting()
-        self._resting = self._loop.call_later(_REST, self._wake)
-
-    def _wake(self) -> None:
-        if self._accepting:
-            self._resting = self._loop.create_task(self._resume())
-
-    async def _resume(self) -> None:
-        await self._accept(self._listeners)
-        self._resting = None
-        if not self._accepting:
-            self._stop_accepting()
+        return len(loads) > 1 and len(self._engine.live) > sum(loads) / len(loads) + 1
 
     # --- time -----------------------------------------------------------------------------------------------
 
@@ -254,16 +214,14 @@ class Worker:
 
     def leave(self) -> None:
         """Stops accepting, as ``drain`` and ``close`` do first."""
-        self._accepting = False
-        self._stop_accepting()
-        # Ours too, lest clients wait in a queue that nobody looks at once all others have closed theirs.
+        self._left = True
+        self._accepting.stop()
+        # Lest clients wait in a queue that nobody looks at once all others have closed theirs.
         close_listeners(self._listeners)
 
     async def close(self) -> None:
         """Stops accepting and ends all connections at once: each is told 421 4.3.2."""
         self.leave()
-        for _ in range(_TURNS_TO_COME):
-            await asyncio.sleep(0)
         if self._sink is not None:
             # A message that the sink has may be safe already: its client shall hear of it.
             for dialogue in [dialogue for dialogue in self._engine.live if not dialogue.asked]:
@@ -276,15 +234,16 @@ class Worker:
         await asyncio.sleep(0)  # what was closed gets its turn to go
         for dialogue in rest:
             cast("Connection", dialogue).abort()
+        for handshake in self._site.handshakes:
+            handshake.cancel()
         for _ in range(_TURNS_TO_GO):
-            if self._engine.live:
+            if self._engine.live or self._site.handshakes:
                 await asyncio.sleep(0)
         if self._site.goodbyes:
             await asyncio.wait(self._site.goodbyes, timeout=_GOODBYES)
         if self._ticking is not None:
             self._ticking.cancel()
-        if self._resting is not None:
-            self._resting.cancel()
+        self._accepting.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._closed.set()
 

@@ -14,12 +14,12 @@ PACKAGE = Path(fastsmtp.__file__).parent
 # From the ground up. A module imports from the layers before its own, and from its own without a circle.
 LAYERS = (
     ("_version", "errors"),
-    ("_rules", "_envelope", "_engine", "_reception", "_wire", "_commands", "_core"),
+    ("_rules", "_envelope", "_engine", "_reception", "_wire", "_stream", "_commands", "_core"),
     ("replies", "body", "proxy_protocol"),
     ("envelope", "sockets", "metrics", "config"),
     ("hooks", "sasl", "proxied", "sinks"),
     ("connection", "guests"),
-    ("worker", "supervisor", "exporter", "forking"),
+    ("accepting", "worker", "supervisor", "exporter", "forking"),
     ("service",),
     ("requests", "reloading"),
     ("server",),

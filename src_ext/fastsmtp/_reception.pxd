@@ -24,7 +24,7 @@ cdef class Reception:
     cdef char *rest
     cdef size_t rest_length
 
-    cdef object buffer(self, size_t *size)
+    cdef char *room(self, size_t *size) except? NULL
     cdef char *place(self) noexcept
     cdef bint ended(self) noexcept
     cdef size_t take(self, char *p, size_t n) except? 0

@@ -61,19 +61,19 @@ cdef class Reception:
         if self.held:
             self.engine.release(self.held)
 
-    cdef object buffer(self, size_t *size):
-        """Where the next octets go: the message's own memory, or ``None`` while it has none."""
+    cdef char *room(self, size_t *size) except? NULL:
+        """Where the next octets go: the message's own memory, or ``NULL`` while it has none."""
         cdef size_t room
         if self.memory.data == NULL:
-            return None
+            return NULL
         room = self.memory.capacity - self.length
         if room < LEAST_ROOM:
             if not self.engine.grow_memory(&self.memory, self.length + LEAST_ROOM):
                 self._lose()
-                return None
+                return NULL
             room = self.memory.capacity - self.length
         size[0] = min(room, <size_t>RECEIVE_CONTENT)
-        return PyMemoryView_FromMemory(self.place(), size[0], PyBUF_WRITE)
+        return self.place()
 
     cdef char *place(self) noexcept:
         """Where in the message's own memory the next octet of content lies."""

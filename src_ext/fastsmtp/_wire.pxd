@@ -50,10 +50,13 @@ cdef class Wire:
     # where it is
     cdef uint8_t phase, asking
     cdef bint starting_tls      # Python does STARTTLS
-    cdef bint last_cr, long_line, held_back, in_handshake, spoke, connected
+    cdef bint last_cr, long_line, held_back, spoke, connected
+    cdef readonly bint in_handshake     # TLS has begun, and is not there yet
     cdef unsigned errors
     cdef double last            # monotonic seconds
 
+    cdef char *room(self, size_t *n) except NULL
+    cdef int received(self, size_t nbytes) except -1
     cdef int _line(self, const char *line, size_t n) except -1
     cdef int _end_of_content(self) except -1
     cdef int _begin_tls(self, bint more) except -1

@@ -9,6 +9,7 @@ more is taken, and what the client sends meanwhile is kept. Refuses to know comm
 import cython
 
 from cpython.bytearray cimport PyByteArray_FromObject
+from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport free, realloc
@@ -18,6 +19,10 @@ from fastsmtp._engine cimport *
 from fastsmtp._envelope cimport Session
 from fastsmtp._rules cimport *
 from fastsmtp.command cimport *
+
+cdef extern from "Python.h":
+    enum:
+        PyBUF_WRITE
 
 cdef enum:
     MUCH_RESPONSE = 12288       # octets of a line that answers a challenge (RFC 4954 4)
@@ -101,21 +106,19 @@ cdef class Wire:
         self._session = session
 
     @cython.nonecheck(True)
-    def get_buffer(self, sizehint):
-        """Where the next octets go: the worker's buffer, or the memory of the message that comes."""
-        cdef object buffer = None
+    cdef char *room(self, size_t *n) except NULL:
+        """Where the next octets go, and how many may: the worker's buffer, or the memory of the message that comes."""
+        cdef char *p = NULL
         self.in_memory = False
-        self.offered = RECEIVE_CONTENT
-        if self.phase != PHASE_CONTENT or self.held_back:
-            return self.engine.commands_view
-        buffer = self.reception.buffer(&self.offered)
-        if buffer is None:
-            return self.engine.content_view
-        self.in_memory = True
-        return buffer
+        n[0] = RECEIVE_COMMANDS
+        if self.phase == PHASE_CONTENT and not self.held_back:
+            n[0] = RECEIVE_CONTENT
+            p = self.reception.room(n)
+            self.in_memory = p != NULL
+        return p if self.in_memory else self.engine.receive + HEADROOM
 
-    def buffer_updated(self, size_t nbytes):
-        """``nbytes`` octets came into what ``get_buffer`` gave last: does a turn."""
+    cdef int received(self, size_t nbytes) except -1:
+        """``nbytes`` octets came into what ``room`` gave last: does a turn."""
         cdef Engine engine = self.engine
         cdef char *p
         engine.counters.bump(RECEIVED_BYTES, nbytes)
@@ -126,19 +129,31 @@ cdef class Wire:
         else:
             p = engine.receive + HEADROOM
             if self.in_handshake:
-                self._keep(p, nbytes, True)
-                return
+                return self._keep(p, nbytes, True)
             if self._waits():
                 # One read may be kept; then nothing more is read until there is an answer.
                 self._keep(p, nbytes, True)
                 self.pause_reading()
-                return
+                return 0
             if self.tail_length:
                 memcpy(p - self.tail_length, self.tail, self.tail_length)
                 p -= self.tail_length
                 nbytes += self.tail_length
                 self._keep(NULL, 0, False)
-        self._turn(p, nbytes)
+        return self._turn(p, nbytes)
+
+    # The same for transports of an event loop, which ask for a buffer.
+
+    def get_buffer(self, sizehint):
+        """Where the next octets go, as a writable buffer."""
+        cdef char *p = self.room(&self.offered)
+        if not self.in_memory:
+            return self.engine.commands_view if self.offered == RECEIVE_COMMANDS else self.engine.content_view
+        return PyMemoryView_FromMemory(p, self.offered, PyBUF_WRITE)
+
+    def buffer_updated(self, size_t nbytes):
+        """``nbytes`` octets came into what ``get_buffer`` gave last: does a turn."""
+        self.received(nbytes)
         if nbytes >= self.offered and self.phase == PHASE_CONTENT:
             self.give_way()
 
@@ -152,6 +167,11 @@ cdef class Wire:
             buffer[:size] = octets[:size]
             octets = octets[size:]
             self.buffer_updated(size)
+
+    @property
+    def pending(self):
+        """Whether there are commands of the client that wait to be done."""
+        return self.asking != ASK_NOTHING or self.tail_pending
 
     cdef bint _waits(self) noexcept:
         """Whether nothing that the client sends can be taken now."""

@@ -1,0 +1,75 @@
+"""Sockets that are watched together, as the other compiled modules see them."""
+
+from libc.stdint cimport uint8_t
+
+from fastsmtp._wire cimport Wire
+
+cdef extern from "sys/socket.h":
+    ctypedef unsigned int socklen_t
+    struct sockaddr:
+        unsigned short sa_family
+
+cdef extern from "netinet/in.h":
+    struct in_addr:
+        pass
+    struct in6_addr:
+        pass
+    struct sockaddr_in:
+        unsigned short sin_port
+        in_addr sin_addr
+    struct sockaddr_in6:
+        unsigned short sin6_port
+        unsigned int sin6_flowinfo
+        in6_addr sin6_addr
+        unsigned int sin6_scope_id
+
+cdef union Address:     # of a TCP peer; of a UNIX socket only the family is of interest
+    sockaddr any
+    sockaddr_in v4
+    sockaddr_in6 v6
+
+
+cdef class Poller:
+    cdef int set
+    cdef object _loop
+    cdef bint looking
+    cdef list leaving
+
+    cdef int _add(self, Watched watched, int wanted) except -1
+    cdef int _change(self, Watched watched, int wanted) except -1
+    cdef int _remove(self, Watched watched) except -1
+    cdef int _leave(self, Stream stream) except -1
+    cdef int _serve(self, Watched watched, int what) except -1
+
+
+cdef class Watched:
+    cdef Poller poller
+    cdef int fd
+    cdef uint8_t wanted     # READY_READ, READY_WRITE
+    cdef bint watched
+
+    cdef int _ready(self, int what) except -1
+    cdef int _failed(self, error) except -1
+    cdef int _want(self, int wanted) except -1
+
+
+cdef class Entrance(Watched):
+    cdef object listening, accepted, failed
+
+
+cdef class Stream(Watched):
+    cdef Wire wire
+    cdef bytearray unsent
+    cdef bint closing, left, at_end, choked, lent
+    cdef object error, _socket
+    cdef Address address
+
+    cdef int _write(self, const char *p, size_t n) except -1
+    cdef int _receive(self) except -1
+    cdef int _end_of_input(self) except -1
+    cdef int _send_rest(self) except -1
+    cdef int _keep(self, const char *p, size_t n) except -1
+    cdef int _leave(self, error) except -1
+    cdef int _see_off(self) except -1
+    cdef object _its_socket(self)
+    cdef object _peer(self)

@@ -1,0 +1,481 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Sockets that a worker accepts on and receives from, without a transport of the event loop for each.
+
+All sockets of a worker are in one set (epoll), and the event loop watches only that: accepting, receiving and sending
+are system calls from C, and Python is called for a connection when it begins and when it ends. Where there are no such
+sets, the loop watches each socket. Knows descriptors, readiness, what is unsent, and the end of a connection. Refuses
+to know what is said, and TLS: a stream that is to be secured gives its socket away.
+"""
+
+from asyncio.trsock import TransportSocket
+from socket import socket
+
+import cython
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize, PyByteArray_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, errno
+from libc.string cimport memset, strerror
+
+from fastsmtp._wire cimport Wire
+
+cdef extern from "sys/socket.h":
+    enum:
+        AF_INET
+        AF_INET6
+    ssize_t recv(int fd, void *buffer, size_t length, int flags) nogil
+    ssize_t send(int fd, const void *buffer, size_t length, int flags) nogil
+
+cdef extern from "arpa/inet.h":
+    enum:
+        INET6_ADDRSTRLEN
+    const char *inet_ntop(int family, const void *source, char *target, socklen_t size)
+    unsigned short ntohs(unsigned short n)
+    unsigned int ntohl(unsigned int n)
+
+cdef extern from "unistd.h":
+    int close(int fd)
+
+cdef extern from "readiness.h":
+    enum:
+        READY_READ
+        READY_WRITE
+        READY_ENDED
+        MSG_NOSIGNAL
+    const int READINESS_SETS
+    ctypedef struct readiness:
+        pass
+    int readiness_open()
+    int readiness_add(int set, int fd, int wanted, void *owner)
+    int readiness_change(int set, int fd, int wanted, void *owner)
+    int readiness_remove(int set, int fd)
+    int readiness_look(int set, readiness *found, int most)
+    int readiness_what(const readiness *one)
+    void *readiness_owner(const readiness *one)
+    int accept_nonblocking(int fd, sockaddr *address, socklen_t *length)
+
+cdef enum:
+    LOOKS = 4               # at the set, before the loop has its turn: a look is cheaper than a turn
+    FOUND = 64              # sockets that are served after one look
+    ACCEPTS = 16            # connections accepted at once: a burst shall not all be one worker's
+    MUCH_UNSENT = 64 * 1024     # beyond this the dialogue waits until the client reads
+
+HAS_SETS = bool(READINESS_SETS)
+
+
+cdef object error_now():
+    """The OSError, of the class that fits, for errno."""
+    cdef int number = errno
+    return OSError(number, strerror(number).decode())
+
+
+cdef inline bint passing() noexcept:
+    """Whether errno says no more than that nothing can be done now."""
+    return errno == EAGAIN or errno == EINTR
+
+
+@cython.final
+cdef class Poller:
+    """The sockets of one event loop. ``sets`` says whether to use a set of the system, where there is one."""
+
+    def __cinit__(self):
+        self.set = -1
+
+    def __init__(self, loop, *, bint sets=True):
+        self._loop = loop
+        self.leaving = []
+        if sets and READINESS_SETS:
+            self.set = readiness_open()
+            if self.set < 0:
+                raise error_now()
+            loop.add_reader(self.set, self.look)
+
+    def __dealloc__(self):
+        if self.set >= 0:
+            close(self.set)
+
+    def close(self):
+        """Looks no more. Streams that are still open are to be aborted before."""
+        self.see_off()
+        if self.set >= 0:
+            self._loop.remove_reader(self.set)
+            close(self.set)
+            self.set = -1
+
+    def look(self):
+        """Serves the sockets that are ready."""
+        cdef readiness found[FOUND]
+        cdef int i, n
+        for _ in range(LOOKS):
+            n = readiness_look(self.set, found, FOUND)
+            if n <= 0:
+                break
+            self.looking = True
+            try:
+                for i in range(n):
+                    self._serve(<Watched>readiness_owner(&found[i]), readiness_what(&found[i]))
+            finally:
+                self.looking = False
+            if self.leaving:
+                self.see_off()
+
+    cdef int _serve(self, Watched watched, int what) except -1:
+        if not watched.watched:
+            return 0    # it left since the look
+        try:
+            watched._ready(what)
+        except Exception as error:
+            self._loop.call_exception_handler({"message": "a connection failed", "exception": error})
+            watched._failed(error)
+        return 0
+
+    def see_off(self):
+        """Closes the streams that are leaving, and tells their dialogues."""
+        cdef Stream stream
+        while self.leaving:
+            leaving, self.leaving = self.leaving, []
+            for stream in leaving:
+                try:
+                    stream._see_off()
+                except Exception as error:
+                    self._loop.call_exception_handler({"message": "connection_lost failed", "exception": error})
+
+    cdef int _leave(self, Stream stream) except -1:
+        # Not at once: it may be in the midst of a turn.
+        if not self.leaving and not self.looking:
+            self._loop.call_soon(self.see_off)
+        self.leaving.append(stream)
+        return 0
+
+    cdef int _add(self, Watched watched, int wanted) except -1:
+        if self.set < 0:
+            watched.watched = True
+            Py_INCREF(watched)
+            return self._change(watched, wanted)
+        if readiness_add(self.set, watched.fd, wanted, <void *>watched) < 0:
+            raise error_now()
+        watched.watched = True
+        watched.wanted = wanted
+        Py_INCREF(watched)      # for the set, which keeps nothing alive
+        return 0
+
+    cdef int _change(self, Watched watched, int wanted) except -1:
+        cdef int now = watched.wanted
+        watched.wanted = wanted
+        if self.set >= 0:
+            if readiness_change(self.set, watched.fd, wanted, <void *>watched) < 0:
+                raise error_now()
+            return 0
+        if (now ^ wanted) & READY_READ:
+            if wanted & READY_READ:
+                self._loop.add_reader(watched.fd, self.serve, watched, READY_READ)
+            else:
+                self._loop.remove_reader(watched.fd)
+        if (now ^ wanted) & READY_WRITE:
+            if wanted & READY_WRITE:
+                self._loop.add_writer(watched.fd, self.serve, watched, READY_WRITE)
+            else:
+                self._loop.remove_writer(watched.fd)
+        return 0
+
+    cdef int _remove(self, Watched watched) except -1:
+        if watched.watched:
+            if self.set < 0:
+                self._change(watched, 0)
+            else:
+                readiness_remove(self.set, watched.fd)
+            watched.watched = False
+            watched.wanted = 0
+            Py_DECREF(watched)
+        return 0
+
+    def serve(self, Watched watched not None, int what):
+        """Called by the loop, where it watches each socket."""
+        self._serve(watched, what)
+        self.see_off()
+
+
+cdef class Watched:
+    """A socket in a poller."""
+
+    def __cinit__(self):
+        self.fd = -1
+
+    cdef int _ready(self, int what) except -1:
+        raise NotImplementedError
+
+    cdef int _failed(self, error) except -1:
+        raise NotImplementedError
+
+    cdef int _want(self, int wanted) except -1:
+        if self.watched and wanted != self.wanted:
+            self.poller._change(self, wanted)
+        return 0
+
+
+@cython.final
+cdef class Entrance(Watched):
+    """A listening socket, which stays its owner's. ``accepted`` is called with each new stream, which it begins or
+    gives away; ``failed`` with the ``OSError`` if there can be none, after which nothing is accepted until ``open``.
+    """
+
+    def __init__(self, Poller poller not None, listening, accepted, failed):
+        self.poller = poller
+        self.listening = listening
+        self.accepted = accepted
+        self.failed = failed
+
+    def open(self):
+        """Accepts from now on."""
+        if not self.watched:
+            self.fd = self.listening.fileno()
+            self.poller._add(self, READY_READ)
+
+    def shut(self):
+        """Accepts no more for now; who connects waits in the socket's queue."""
+        self.poller._remove(self)
+
+    cdef int _ready(self, int what) except -1:
+        cdef Stream stream
+        cdef Address address
+        cdef socklen_t length
+        cdef int fd
+        for _ in range(ACCEPTS):
+            length = sizeof(address)
+            memset(&address, 0, sizeof(address))
+            fd = accept_nonblocking(self.fd, &address.any, &length)
+            if fd < 0:
+                if errno == EINTR or errno == ECONNABORTED:
+                    continue    # that one is gone already
+                if errno != EAGAIN:
+                    # Out of descriptors or memory: the queue stays ready, and to look again at once is no use.
+                    error = error_now()
+                    self.shut()
+                    self.failed(error)
+                return 0
+            stream = Stream.__new__(Stream)
+            stream.poller = self.poller
+            stream.fd = fd
+            stream.address = address
+            self.accepted(stream)
+            if not self.watched:
+                return 0
+        return 0
+
+    cdef int _failed(self, error) except -1:
+        return 0
+
+
+@cython.final
+cdef class Stream(Watched):
+    """An accepted connection, as a transport of its dialogue: it has the methods of ``asyncio.Transport`` that a
+    protocol uses.
+    """
+
+    def __dealloc__(self):
+        if self.fd >= 0 and not self.lent:
+            close(self.fd)
+
+    def begin(self, Wire wire not None):
+        """Serves the connection with ``wire``, which is told by ``connection_made``."""
+        self.wire = wire
+        self.poller._add(self, READY_READ)
+        try:
+            wire.connection_made(self)
+        except BaseException:
+            self._leave(None)
+            raise
+
+    def detach(self):
+        """The connection's socket, non-blocking, for somebody else to serve; the stream is at its end without it."""
+        sock = self._its_socket()
+        self.lent = False
+        self._socket = None
+        self.wire = None
+        self._leave(None)
+        self.fd = -1
+        return sock
+
+    # --- what a protocol calls ------------------------------------------------------------------------------
+
+    @cython.nonecheck(True)
+    def write(self, data):
+        """Sends ``data``, or keeps what the client does not take yet."""
+        cdef Py_buffer buffer
+        if isinstance(data, bytes):
+            self._write(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+        else:
+            PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)
+            try:
+                self._write(<const char *>buffer.buf, buffer.len)
+            finally:
+                PyBuffer_Release(&buffer)
+
+    cdef int _write(self, const char *p, size_t n) except -1:
+        cdef ssize_t sent = 0
+        if self.left or self.closing:
+            return 0
+        if self.unsent is None:
+            sent = send(self.fd, p, n, MSG_NOSIGNAL)
+            if sent < 0:
+                if not passing():
+                    return self._leave(error_now())
+                sent = 0
+        if <size_t>sent < n:
+            self._keep(p + sent, n - sent)
+        return 0
+
+    cdef int _keep(self, const char *p, size_t n) except -1:
+        if self.unsent is None:
+            self.unsent = PyByteArray_FromStringAndSize(p, n)
+            self._want(self.wanted | READY_WRITE)
+        else:
+            self.unsent += p[:n]
+        if not self.choked and PyByteArray_GET_SIZE(self.unsent) > MUCH_UNSENT:
+            self.choked = True
+            self.wire.pause_writing()
+        return 0
+
+    def close(self):
+        """Ends the connection when all is sent."""
+        if not self.closing and not self.left:
+            self.closing = True
+            if self.unsent is None:
+                self._leave(None)
+            else:
+                self._want(READY_WRITE)
+
+    def abort(self):
+        """Ends the connection now."""
+        self._leave(None)
+
+    def is_closing(self):
+        """Whether the connection is ended or ending."""
+        return self.closing or self.left
+
+    def pause_reading(self):
+        """Receives nothing for now."""
+        self._want(self.wanted & ~READY_READ)
+
+    def resume_reading(self):
+        """Receives again."""
+        if not self.closing and not self.at_end:
+            self._want(self.wanted | READY_READ)
+
+    def get_write_buffer_size(self):
+        """How many octets are unsent."""
+        return 0 if self.unsent is None else PyByteArray_GET_SIZE(self.unsent)
+
+    def get_extra_info(self, str name not None, default=None):
+        """``peername``, ``sockname`` or ``socket``, as asyncio's transports tell them."""
+        if name == "peername":
+            return self._peer()
+        if self.fd < 0:
+            return default
+        if name == "sockname":
+            return self._its_socket().getsockname()
+        if name == "socket":
+            return TransportSocket(self._its_socket())
+        return default
+
+    # --- what happens ---------------------------------------------------------------------------------------
+
+    cdef int _ready(self, int what) except -1:
+        if what & READY_WRITE and self.unsent is not None:
+            self._send_rest()
+        if self.left:
+            return 0
+        if self.wanted & READY_READ:
+            if what & (READY_READ | READY_ENDED):
+                self._receive()
+        elif what & READY_ENDED:
+            self._leave(None)
+        return 0
+
+    cdef int _receive(self) except -1:
+        cdef size_t room
+        cdef char *p = self.wire.room(&room)
+        cdef ssize_t n = recv(self.fd, p, room, 0)
+        if n > 0:
+            self.wire.received(n)
+        elif n == 0:
+            self._end_of_input()
+        elif not passing():
+            self._leave(error_now())
+        return 0
+
+    cdef int _end_of_input(self) except -1:
+        self.at_end = True
+        if self.wire.eof_received():
+            self._want(self.wanted & ~READY_READ)
+        else:
+            self.close()
+        return 0
+
+    cdef int _send_rest(self) except -1:
+        cdef Py_ssize_t n = PyByteArray_GET_SIZE(self.unsent)
+        cdef ssize_t sent = send(self.fd, PyByteArray_AS_STRING(self.unsent), n, MSG_NOSIGNAL)
+        if sent < 0:
+            if not passing():
+                self._leave(error_now())
+            return 0
+        if sent < n:
+            del self.unsent[:sent]
+            return 0
+        self.unsent = None
+        if self.closing:
+            return self._leave(None)
+        self._want(self.wanted & ~READY_WRITE)
+        if self.choked:
+            self.choked = False
+            self.wire.resume_writing()
+        return 0
+
+    # --- the end --------------------------------------------------------------------------------------------
+
+    cdef int _failed(self, error) except -1:
+        return self._leave(error)
+
+    cdef int _leave(self, error) except -1:
+        if not self.left:
+            self.left = True
+            self.error = error
+            self.unsent = None
+            self.poller._remove(self)
+            self.poller._leave(self)
+        return 0
+
+    cdef int _see_off(self) except -1:
+        cdef Wire wire = self.wire
+        self.wire = None
+        try:
+            if wire is not None:
+                wire.connection_lost(self.error)
+        finally:
+            self.error = None
+            if self.lent:
+                self._socket.close()
+            elif self.fd >= 0:
+                close(self.fd)
+            self.fd = -1
+        return 0
+
+    cdef object _its_socket(self):
+        if not self.lent:
+            self._socket = socket(fileno=self.fd)
+            self._socket.setblocking(False)
+            self.lent = True
+        return self._socket
+
+    cdef object _peer(self):
+        cdef char text[INET6_ADDRSTRLEN]
+        if self.address.any.sa_family == AF_INET:
+            inet_ntop(AF_INET, &self.address.v4.sin_addr, text, sizeof(text))
+            return text.decode(), ntohs(self.address.v4.sin_port)
+        if self.address.any.sa_family == AF_INET6:
+            inet_ntop(AF_INET6, &self.address.v6.sin6_addr, text, sizeof(text))
+            return (text.decode(), ntohs(self.address.v6.sin6_port), ntohl(self.address.v6.sin6_flowinfo),
+                    self.address.v6.sin6_scope_id)
+        return ""

@@ -1,0 +1,328 @@
+"""Accepted sockets without a transport of the loop: in a set of the system, and each watched by the loop."""
+
+import asyncio
+import logging
+import os
+import resource
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import uvloop
+from dialogs import Dialog, load_all
+from servers import CONTENT, MAIL, Client, Keeps, counted, on_both_loops, port_of, serve, until
+from test_connection import allowed
+
+import fastsmtp
+from fastsmtp import Envelope, Session, accepting
+from fastsmtp._stream import HAS_SETS, Entrance, Poller, Stream
+from fastsmtp.connection import Connection
+
+DIALOGS = [dialog for dialog in load_all() if allowed(dialog)]
+both_ways = pytest.mark.parametrize("sets", [True, False], ids=["set", "loop"])
+
+
+@pytest.fixture
+def each_watched_by_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accepting, "Poller", partial(Poller, sets=False))
+
+
+def reset(client: Client) -> None:
+    """Ends a connection with RST."""
+    client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.socket.close()
+
+
+def descriptors() -> int:
+    return len(os.listdir("/dev/fd"))
+
+
+# --- without a set ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("each_watched_by_the_loop")
+@pytest.mark.parametrize("dialog", DIALOGS, ids=str)
+@on_both_loops
+async def test_a_dialog_goes_as_it_is_written(dialog: Dialog) -> None:
+    handler = Keeps()
+    async with await serve(handler, **dialog.settings) as server:
+        with await Client.connect(server) as client:
+            await client.send(dialog.wire)
+            client.half_close()
+            replies = await client.rest()
+    expected = [reply for exchange in dialog.exchanges for reply in exchange.replies]
+    assert len(replies) == len(expected)
+    assert all(one.matches(reply) for one, reply in zip(expected, replies, strict=True))
+    assert handler.messages == dialog.messages
+
+
+@pytest.mark.usefixtures("each_watched_by_the_loop")
+@on_both_loops
+async def test_a_client_that_reads_late_gets_all_without_a_set() -> None:
+    async with await serve(Keeps()) as server:
+        server.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        with await Client.greeted(server, receive_buffer=8192) as client:
+            sent = client.send_what_fits(b"HELP\r\n" * 100_000)
+            await until(lambda: counted(server, "commands_total", "HELP") > 0)
+            client.half_close()
+            assert {reply.code for reply in (await client.rest())[: sent // 6]} == {214}
+
+
+# --- what a stream tells ------------------------------------------------------------------------------------
+
+
+@both_ways
+@on_both_loops
+async def test_a_hook_is_told_the_peer_though_it_is_gone(sets: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accepting, "Poller", partial(Poller, sets=sets))
+    told: list[object] = []
+
+    class Handler(Keeps):
+        def handle_DISCONNECT(self, server: object, session: Session, envelope: Envelope) -> None:
+            told.append(session.peer)
+
+    async with await serve(Handler()) as server:
+        client = await Client.greeted(server)
+        name = client.socket.getsockname()
+        reset(client)
+        await until(lambda: told)
+    assert told == [name]
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 in this Python")
+@on_both_loops
+async def test_an_ipv6_peer_is_told_with_flow_and_scope() -> None:
+    told: list[object] = []
+
+    class Handler(Keeps):
+        async def handle_EHLO(
+            self, server: Connection, session: Session, envelope: Envelope, name: str, lines: list[str]
+        ) -> list[str]:
+            assert isinstance(server.transport, Stream)
+            told.append(session.peer)
+            told.append(server.transport.get_extra_info("sockname"))
+            told.append(server.transport.get_extra_info("socket").getpeername())
+            told.append(server.transport.get_extra_info("ssl_object", "nothing"))
+            return lines
+
+    try:
+        server = await serve(Handler(), listen=["[::1]:0"])
+    except fastsmtp.ConfigError as error:
+        pytest.skip(f"no IPv6 on this machine: {error}")
+    async with server:
+        with socket.create_connection(("::1", port_of(server))) as sock:
+            sock.setblocking(False)
+            client = Client(sock)
+            assert (await client.reply()).code == 220
+            assert (await client.ask(b"EHLO c.example\r\n")).code == 250
+            assert told == [sock.getsockname(), sock.getpeername(), sock.getsockname(), "nothing"]
+
+
+@on_both_loops
+async def test_a_unix_peer_has_no_name(tmp_path: Path) -> None:
+    keeps = Keeps()
+    async with await serve(keeps, listen=[f"unix:{tmp_path}/smtp"]):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.setblocking(False)
+            sock.connect(f"{tmp_path}/smtp")
+            client = Client(sock)
+            await client.send(MAIL + b"QUIT\r\n")
+            assert [reply.code for reply in await client.rest()] == [220, 250, 250, 250, 354, 250, 221]
+    assert [message.content for message in keeps.messages] == [CONTENT]
+
+
+# --- what goes wrong ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def few_descriptors(spare: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = os.open(os.devnull, os.O_RDONLY)
+    os.close(highest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + spare, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@both_ways
+@on_both_loops
+async def test_a_server_without_descriptors_says_so_and_recovers(
+    sets: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(accepting, "Poller", partial(Poller, sets=sets))
+    monkeypatch.setattr(accepting, "_RECOVERY", 0.01)
+    async with await serve(Keeps()) as server:
+        with await Client.greeted(server) as first:
+            waiting = socket.socket()
+            waiting.setblocking(False)
+            with few_descriptors(0):
+                await asyncio.get_running_loop().sock_connect(waiting, ("127.0.0.1", port_of(server)))
+                await until(lambda: "cannot accept a connection" in caplog.text)
+                assert (await first.ask(b"NOOP\r\n")).code == 250  # the others go on
+            with Client(waiting) as client:
+                assert (await client.reply()).code == 220
+    assert {record.levelno for record in caplog.records if "accept" in record.message} == {logging.ERROR}
+
+
+@both_ways
+@on_both_loops
+async def test_a_connection_that_fails_ends_alone(
+    sets: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fault in what serves it, such as a want of memory."""
+    monkeypatch.setattr(accepting, "Poller", partial(Poller, sets=sets))
+
+    class Fails(Connection):
+        def preface(self, octets: bytes) -> int:
+            raise MemoryError("no room for it")
+
+        def connection_made(self, transport: object) -> None:
+            self.transport = transport  # type: ignore[assignment]
+            self.expect_preface()
+
+    async with await serve(Keeps()) as server:
+        with await Client.greeted(server) as first:
+            server._connection = Fails
+            before = descriptors()
+            with await Client.connect(server) as client:
+                await client.send(b"what comes first")
+                assert await client.rest() == []
+            server._connection = Connection
+            assert (await first.ask(b"NOOP\r\n")).code == 250
+            await until(lambda: descriptors() == before, "a descriptor leaked")
+    assert "no room for it" in caplog.text
+
+
+@both_ways
+@on_both_loops
+async def test_a_connection_that_cannot_be_made_is_closed(
+    sets: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(accepting, "Poller", partial(Poller, sets=sets))
+
+    class Fails(Connection):
+        def connection_made(self, transport: object) -> None:
+            raise MemoryError("no room for it")
+
+    async with await serve(Keeps()) as server:
+        server._connection = Fails
+        before = descriptors()
+        with await Client.connect(server) as client:
+            assert await client.rest() == []
+        server._connection = Connection
+        with await Client.greeted(server):
+            await until(lambda: descriptors() == before + 2, "a descriptor leaked")
+    assert "no room for it" in caplog.text
+
+
+@both_ways
+@on_both_loops
+async def test_what_a_reset_leaves_behind(sets: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that go in the midst of anything, also while nothing is read of them."""
+    if HAS_SETS and not sets and isinstance(asyncio.get_running_loop(), uvloop.Loop):
+        pytest.skip("libuv on epoll gives up a watched socket that was reset; no worker has that combination")
+    monkeypatch.setattr(accepting, "Poller", partial(Poller, sets=sets))
+    go = asyncio.Event()
+    done: list[int] = []
+
+    class Handler(Keeps):
+        async def handle_VRFY(self, server: object, session: Session, envelope: Envelope, name: str) -> str:
+            await go.wait()
+            done.append(1)
+            return "252 2.0.0 Perhaps"
+
+    async with await serve(Handler()) as server:
+        before = descriptors()
+        for octets in (b"", b"NOO", MAIL[:-5], b"VRFY a\r\n", b"VRFY a\r\n" + b"NOOP\r\n" * 40_000):
+            client = await Client.greeted(server)
+            client.send_what_fits(octets)
+            await until(lambda octets=octets: counted(server, "received_bytes_total") >= min(len(octets), 1))
+            reset(client)
+        go.set()
+        await until(lambda: len(done) == 2, "a hook is heard to its end")
+        await until(lambda: server.connections == 0)
+        await until(lambda: descriptors() == before, "a descriptor leaked")
+
+
+# --- poller and stream by themselves -------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not HAS_SETS, reason="this system has no sets of sockets")
+@on_both_loops
+async def test_a_closed_poller_leaves_the_loop_alone() -> None:
+    loop = asyncio.get_running_loop()
+    before = descriptors()
+    poller = Poller(loop)
+    assert descriptors() == before + 1
+    poller.close()
+    poller.close()
+    assert descriptors() == before
+
+
+@both_ways
+@on_both_loops
+async def test_a_stream_that_nobody_begins_is_closed(sets: bool) -> None:
+    loop = asyncio.get_running_loop()
+    poller = Poller(loop, sets=sets)
+    streams: list[Stream] = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        entrance = Entrance(poller, listening, streams.append, pytest.fail)
+        entrance.open()
+        with socket.create_connection(listening.getsockname()[:2]) as client:
+            client.setblocking(False)
+            await until(lambda: streams)
+            entrance.shut()
+            assert streams[0].get_extra_info("peername") == client.getsockname()
+            streams.clear()
+            assert await loop.sock_recv(client, 1) == b""
+    poller.close()
+
+
+@both_ways
+@on_both_loops
+async def test_a_stream_gives_its_socket_away(sets: bool) -> None:
+    loop = asyncio.get_running_loop()
+    poller = Poller(loop, sets=sets)
+    streams: list[Stream] = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        entrance = Entrance(poller, listening, streams.append, pytest.fail)
+        entrance.open()
+        with socket.create_connection(listening.getsockname()[:2]) as client:
+            await until(lambda: streams)
+            entrance.shut()
+            with streams[0].detach() as sock:
+                assert streams[0].is_closing()
+                streams[0].write(b"nobody hears this")
+                streams[0].abort()
+                poller.see_off()
+                await loop.sock_sendall(sock, b"hello")
+                assert client.recv(100) == b"hello"
+    poller.close()
+
+
+# --- TLS from the first octet -------------------------------------------------------------------------------
+
+
+@both_ways
+@on_both_loops
+async def test_a_failed_handshake_is_counted(
+    sets: bool, monkeypatch: pytest.MonkeyPatch, certificate: Path
+) -> None:
+    monkeypatch.setattr(accepting, "Poller", partial(Poller, sets=sets))
+    async with await serve(Keeps(), listen=["tls:127.0.0.1:0"], tls_certificate=certificate) as server:
+        with await Client.connect(server) as client:
+            await client.send(b"EHLO c.example\r\n")
+            await until(lambda: counted(server, "tls_handshakes_total", "failed") == 1)
+        before = descriptors()
+        with await Client.connect(server):  # which says nothing
+            await until(lambda: descriptors() > before + 1)
+            await server.close()
+    assert counted(server, "tls_handshakes_total", "failed") == 1
