@@ -9,7 +9,7 @@ SOURCES := setup.py pyproject.toml fastsmtp/_version.py $(wildcard src_ext/fasts
 SOURCES := $(filter-out src_ext/fastsmtp/_%.c,$(SOURCES))
 ARGS ?=
 
-.PHONY: build run test lint format sanitize coverage fuzz bench docs clean
+.PHONY: build run test lint format sanitize coverage fuzz bench instructions docs clean
 
 build: .venv/built
 
@@ -80,6 +80,10 @@ fuzz: .venv/tested-with
 bench: .venv/tested-with
 	$(BIN)/pip install -q --disable-pip-version-check -e '.[test,bench]'
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# Linux and valgrind; without them it says so. ARGS=--record makes what is counted the bound.
+instructions: build
+	$(BIN)/python -m benchmarks.instructions $(ARGS)
 
 docs: build
 	$(BIN)/fastsmtp config-docs > docs/configuration.md

@@ -17,7 +17,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import MetricsHandler
 
-from fastsmtp.metrics import Block, Collector
+from fastsmtp.block import Block
+from fastsmtp.metrics import Collector
 from fastsmtp.sockets import Listener, close
 
 log = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ from functools import partial
 from math import inf
 
 from fastsmtp._engine import index
+from fastsmtp.block import Block
 from fastsmtp.errors import ConfigError
-from fastsmtp.metrics import Block
 from fastsmtp.supervisor import Departure, Supervisor, Timing, WorkerContext
 from fastsmtp.worker import Worker, live
 

@@ -6,16 +6,18 @@ to be there before the first connection. Refuses to know how any part does its w
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 from collections.abc import Sequence
 from functools import partial
+from importlib import import_module
 
-from fastsmtp import exporter, forking, sockets
+from fastsmtp import forking, sockets
+from fastsmtp.block import Block
 from fastsmtp.config import Config
 from fastsmtp.errors import ConfigError
 from fastsmtp.hooks import Plan, load_handler
-from fastsmtp.metrics import Block
 from fastsmtp.sinks import Sink, make_sink
 from fastsmtp.sockets import Listener
 from fastsmtp.supervisor import Supervisor
@@ -89,12 +91,14 @@ def run_service(config: Config, handler: object | None = None) -> int:
             workers=workers,
             block=block,
             drain_timeout=config.drain_timeout,
-            exporter=partial(exporter.serve_pages, page, listeners, block) if page else None,
+            exporter=partial(_serve_pages, page, listeners, block) if page else None,
             on_ready=partial(_announce, config, listeners, page, workers),
             on_stop=partial(sockets.close, listeners),
         )
+        _settle(config)
         return supervisor.run()
     finally:
+        gc.unfreeze()
         sockets.close(listeners)
         sockets.close(page)
 
@@ -103,6 +107,20 @@ def check(config: Config) -> None:
     """Checks what ``run_service`` would find out before its first connection. Raises ``ConfigError``."""
     Plan(_handler(None, config), discard=_sink(config) is not None)
     tls_context(config)
+
+
+def _settle(config: Config) -> None:
+    """What is here before the first fork is shared by all workers, as long as none of them writes to it."""
+    if config.loop == "uvloop":
+        import_module("uvloop")  # else each worker would have one of its own
+    gc.freeze()  # a worker's first collection would write to, and so copy, every object: 5 MB
+
+
+def _serve_pages(page: Sequence[Listener], listeners: Sequence[Listener], block: Block) -> None:
+    # Imported here, in the exporter's own process: prometheus_client and http.server are nothing for a worker.
+    from fastsmtp import exporter
+
+    exporter.serve_pages(page, listeners, block)
 
 
 def _handler(handler: object | None, config: Config) -> object | None:

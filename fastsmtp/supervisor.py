@@ -31,8 +31,8 @@ from functools import partial
 from math import inf
 from types import FrameType
 
+from fastsmtp.block import Block
 from fastsmtp.errors import ConfigError
-from fastsmtp.metrics import Block
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,6 @@ from fastsmtp._engine import Counters, Engine
 from fastsmtp._rules import Book, Rules
 from fastsmtp.accepting import Accepting
 from fastsmtp.body import Spill
-from fastsmtp.config import Config
 from fastsmtp.connection import Connection, Site
 from fastsmtp.errors import ConfigError
 from fastsmtp.hooks import Plan
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
     from fastsmtp._core import Dialogue
     from fastsmtp._stream import Stream
+    from fastsmtp.config import Config
     from fastsmtp.sinks.base import Sink
     from fastsmtp.sockets import Listener
 

@@ -26,9 +26,9 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from fastsmtp._engine import Counters, index
+from fastsmtp.block import Block
 from fastsmtp.errors import ConfigError
 from fastsmtp.exporter import serve_metrics
-from fastsmtp.metrics import Block
 from fastsmtp.supervisor import END_NOW, Supervisor, Timing, WorkerContext
 
 PATIENCE = 15.0  # seconds that a test waits for what must happen

@@ -16,8 +16,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from fastsmtp import _engine, exporter
+from fastsmtp.block import Block
 from fastsmtp.exporter import MAX_CONNECTIONS, serve_metrics
-from fastsmtp.metrics import Block
 
 
 class Exporter:

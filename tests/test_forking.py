@@ -18,7 +18,7 @@ from processes import Client, Prober, Server, await_true, starter, stuffed
 
 from fastsmtp import forking
 from fastsmtp._engine import Counters
-from fastsmtp.metrics import Block
+from fastsmtp.block import Block
 
 # The program: what stands behind start() runs in the children alone.
 PROGRAM = """\

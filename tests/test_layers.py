@@ -16,7 +16,7 @@ LAYERS = (
     ("_version", "errors"),
     ("_rules", "_envelope", "_engine", "_reception", "_wire", "_stream", "_commands", "_core"),
     ("replies", "body", "proxy_protocol"),
-    ("envelope", "sockets", "metrics", "config"),
+    ("envelope", "sockets", "block", "metrics", "config"),
     ("hooks", "sasl", "proxied", "sinks"),
     ("connection", "guests"),
     ("accepting", "worker", "supervisor", "exporter", "forking"),

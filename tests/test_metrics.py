@@ -17,7 +17,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from fastsmtp import _engine
-from fastsmtp.metrics import HEARTBEAT, HELP, Block, Collector, reference, worker_families
+from fastsmtp.block import Block
+from fastsmtp.metrics import HEARTBEAT, HELP, Collector, reference, worker_families
 
 DOCS = Path(__file__).parent.parent / "docs" / "metrics.md"
 

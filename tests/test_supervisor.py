@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from echo_workers import Load, Server, Start
 
-from fastsmtp.metrics import Block
+from fastsmtp.block import Block
 from fastsmtp.supervisor import RETRIES, Supervisor
 
 

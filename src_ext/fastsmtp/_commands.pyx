@@ -136,13 +136,12 @@ cdef class Commands(Wire):
         cdef Engine engine = self.engine
         cdef Rules rules = self.rules
         cdef command c
-        cdef uint8_t octets = 0
-        cdef bint bad = False
+        cdef uint8_t octets = 0, bad = 0
         cdef size_t i
         cdef int refusal
         for i in range(n):
             octets |= <uint8_t>line[i]
-            bad |= line[i] == 0 or line[i] == b"\r"
+            bad |= (line[i] == 0) | (line[i] == b"\r")     # both, so that the loop becomes vector instructions
         if rules.traced:
             self.trace(line[:n])
         if n == 0 and rules.lenient:
