@@ -24,6 +24,7 @@ MODULES = {
     "_stream": [],
     "_commands": ["command.c", "grammar.c"],
     "_core": [],
+    "_load": [],
 }
 
 sanitize = os.environ.get("FASTSMTP_SANITIZE") == "1"

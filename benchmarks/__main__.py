@@ -5,21 +5,31 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import click
 
-from . import report
+from . import report, source
 from .client import BenchmarkError
-from .compare import ROWS, Cell, Pins, Row, compare
-from .contenders import CONTENDERS, Contender
+from .compare import Pins, Terms, as_json, compare, minutes, missing, scale_for
+from .contender import Contender, make_certificate
+from .contenders import CONTENDERS
 from .idle import idle, need_descriptors
 from .large import large
-from .machine import describe
-from .source import postfix_tool
+from .latency import RATES, SECONDS, latencies
+from .lifetime import ROLLS, STARTS, rolls, starts
+from .machine import describe, versions
+from .rows import EVERYONE, FASTER, GROUPS, ROWS, Row
+
+IDLE = (1_000, 15_000)
+STARTED = (*EVERYONE, "postfix")
+Tables = list[dict[str, Any]]
 
 
 def say(line: str) -> None:
@@ -27,29 +37,43 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def chosen(names: str | None, what: str, all_names: Sequence[str]) -> list[str]:
-    """The names of a comma-separated option, in the declared order; everything without the option."""
-    wanted = names.split(",") if names else all_names
+def known(names: str, what: str, all_names: Sequence[str]) -> list[str]:
+    """The names of a comma-separated option."""
+    wanted = names.split(",")
     unknown = [name for name in wanted if name not in all_names]
     if unknown:
         raise click.BadParameter(f"no {what} {unknown[0]!r}; there are {', '.join(all_names)}")
-    return [name for name in all_names if name in wanted]
+    return wanted
 
 
-def available(only: str | None, names: Sequence[str]) -> tuple[list[Contender], dict[str, str]]:
-    """The servers that are asked for and can run, and why the others cannot."""
-    wanted = chosen(only, "server", names)
+def available(
+    only: str | None, else_these: Sequence[str] | None = None
+) -> tuple[list[Contender], dict[str, str]]:
+    """The servers that are asked for and can run, in their order, and why the others cannot."""
+    wanted = known(only, "server", NAMES) if only else else_these or NAMES
     gaps = {each.name: gap for each in CONTENDERS if each.name in wanted and (gap := each.missing())}
     for name, gap in gaps.items():
         print(f"not measured: {name}: {gap}", flush=True)
-    return [each for each in CONTENDERS if each.name in wanted and each.name not in gaps], gaps
+    contenders = [each for each in CONTENDERS if each.name in wanted and each.name not in gaps]
+    if not contenders:
+        raise click.ClickException("no server is left to measure")
+    return contenders, gaps
 
 
-def need_smtp_source() -> None:
-    if postfix_tool("smtp-source") is None:
-        raise click.ClickException(
-            "smtp-source is not installed; it is part of Postfix (Debian: apt install postfix)"
-        )
+def pinned(pin: bool) -> Pins:
+    if pin and not {0, 1} <= os.sched_getaffinity(0):
+        raise click.ClickException("--pin needs the CPUs 0 and 1, and this process may not use both")
+    return Pins(0, 1) if pin else Pins()
+
+
+def facts(contenders: Sequence[Contender], pins: Pins) -> dict[str, dict[str, str]]:
+    """What belongs to any result; printed, too."""
+    machine = describe()
+    if pins.server is not None:
+        machine["placement"] = f"server on CPU {pins.server}, client on CPU {pins.client}"
+    found = {"machine": machine, "versions": versions(contenders)}
+    print(report.facts_text(found), flush=True)
+    return found
 
 
 def finish(result: dict[str, Any], json_path: Path | None, failed: bool) -> NoReturn:
@@ -60,8 +84,12 @@ def finish(result: dict[str, Any], json_path: Path | None, failed: bool) -> NoRe
 
 
 NAMES = [each.name for each in CONTENDERS]
-ALL_NAMES = ", ".join(NAMES)
-option_only = click.option("--only", metavar="SERVER,…", help=f"Just these of {ALL_NAMES}.")
+ROW_NAMES = [*GROUPS, *(row.name for row in ROWS)]
+option_only = click.option("--only", metavar="SERVER,…", help=f"Just these of {', '.join(NAMES)}.")
+option_repeat = click.option(
+    "--repeat", type=click.IntRange(min=1), default=3, show_default=True, help="Rounds."
+)
+option_pin = click.option("--pin", is_flag=True, help="Server on CPU 0, client on CPU 1, as README.md says.")
 option_json = click.option(
     "--json",
     "json_path",
@@ -73,9 +101,8 @@ option_json = click.option(
 
 @click.group(invoke_without_command=True)
 @option_only
-@option_json
-@click.option("--rows", metavar="ROW,…", help=f"Just these of {', '.join(row.name for row in ROWS)}.")
-@click.option("--repeat", type=click.IntRange(min=1), default=5, show_default=True, help="Rounds.")
+@click.option("--rows", "row_names", metavar="ROW,…", help="Just these rows, or groups of rows; see `list`.")
+@option_repeat
 @click.option(
     "--messages", type=click.IntRange(min=1), help="Messages a run, instead of each row's own count."
 )
@@ -86,97 +113,132 @@ option_json = click.option(
     show_default=True,
     help="Seconds that each run may wait for other programs to be quiet, or be repeated if they were not.",
 )
-@click.option("--pin", is_flag=True, help="Server on CPU 0, client on CPU 1, as README.md says.")
+@option_pin
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MINUTES",
+    help="About how long all may take: shorter or longer runs.",
+)
+@option_json
 @click.pass_context
 def main(
     context: click.Context,
     only: str | None,
-    json_path: Path | None,
-    rows: str | None,
+    row_names: str | None,
     repeat: int,
     messages: int | None,
     patience: float,
     pin: bool,
+    budget: float | None,
+    json_path: Path | None,
 ) -> None:
-    """Compare servers under Postfix's smtp-source: CPU per message and messages per second."""
+    """Compare servers, row by row: CPU per message and messages per second."""
     if context.invoked_subcommand is not None:
         return
-    need_smtp_source()
-    if pin and not {0, 1} <= os.sched_getaffinity(0):
-        raise click.ClickException("--pin needs the CPUs 0 and 1, and this process may not use both")
-    names = chosen(rows, "row", [row.name for row in ROWS])
-    pins = Pins(0, 1) if pin else Pins()
-    machine = describe()
-    machine["placement"] = "server on CPU 0, smtp-source on CPU 1" if pin else "left to the scheduler"
-    print(report.machine_text(machine), flush=True)
-    contenders, gaps = available(only, NAMES)
-    if not contenders:
-        raise click.ClickException("no server is left to measure")
-    texts, measured, failed = [], {}, False
-    for row in (row for row in ROWS if row.name in names):
-        cells = compare(
-            row,
-            contenders,
-            rounds=range(1, repeat + 1),
-            messages=messages,
-            pins=pins,
-            patience=patience,
-            say=say,
-        )
-        texts.append(report.row_text(row, cells))
-        measured[row.name] = row_json(row, cells)
-        failed = failed or any(cell.failures for cell in cells.values())
-        print(f"\n{texts[-1]}", flush=True)
-    text = report.paragraphs(*texts, report.gaps_text(gaps))
-    result = {"benchmark": "compare", "machine": machine, "rows": measured, "gaps": gaps, "text": text}
+    wanted = known(row_names, "row", ROW_NAMES) if row_names else GROUPS
+    rows = [row for row in ROWS if row.name in wanted or row.group in wanted]
+    terms = Terms(rounds=repeat, messages=messages, patience=patience, pins=pinned(pin))
+    need_client(rows)
+    contenders, gaps = available(only)
+    plan = [(row, [each for each in contenders if each.name in row.servers]) for row in rows]
+    runnable = [(row, each) for row, those in plan for each in those if not missing(row, each)]
+    if not runnable:
+        raise click.ClickException("none of these servers is in any of these rows")
+    if budget:
+        terms = dataclasses.replace(terms, scale=scale_for(len(runnable), terms, budget))
+    result: dict[str, Any] = {
+        "benchmark": "compare",
+        **facts(contenders, terms.pins),
+        "gaps": gaps,
+        "rows": {},
+    }
+    about = minutes(len(runnable), terms)
+    say(f"{len(rows)} rows, {len(runnable) * terms.rounds} runs; about {about:.0f} minutes without patience")
+    failed = False
+    with certified(terms, rows) as terms:
+        for row, those in plan:
+            lacks = {each.name: gap for each in those if (gap := missing(row, each))}
+            cells = compare(row, [each for each in those if each.name not in lacks], terms, say)
+            result["rows"][row.name] = as_json(row, cells, lacks)
+            failed = failed or any(cell.failures for cell in cells.values())
+            print(f"\n{report.row_text(row.name, result['rows'][row.name])}", flush=True)
+    print(f"\n{report.summary_text(result['rows'])}", flush=True)
     finish(result, json_path, failed)
 
 
-def row_json(row: Row, cells: dict[str, Cell]) -> dict[str, Any]:
-    return {
-        **dataclasses.asdict(row),
-        "servers": {name: dataclasses.asdict(cell) for name, cell in cells.items()},
-    }
+def need_client(rows: Sequence[Row]) -> None:
+    gap = source.missing()
+    if gap and any(row.load.client == "smtp-source" for row in rows):
+        raise click.ClickException(gap)
+    try:
+        need_descriptors(max(row.load.connections for row in rows))
+    except BenchmarkError as error:
+        raise click.ClickException(str(error)) from None
 
 
-def measure_each(
+@contextmanager
+def certified(terms: Terms, rows: Sequence[Row]) -> Iterator[Terms]:
+    """The terms with a certificate, made for this run, if a row needs one."""
+    if all(row.load.tls == "none" for row in rows):
+        yield terms
+        return
+    with tempfile.TemporaryDirectory(prefix="fastsmtp-bench-") as folder:
+        os.chmod(folder, 0o755)  # as in `serving`
+        try:
+            certificate, key = make_certificate(Path(folder))
+        except BenchmarkError as error:
+            raise click.ClickException(str(error)) from None
+        yield dataclasses.replace(terms, certificate=certificate, key=key)
+
+
+def each_server(
     benchmark: str,
     title: str,
-    only: str | None,
-    json_path: Path | None,
+    key: int,
+    contenders: Sequence[Contender],
     one: Callable[[Contender], dict[str, float]],
-) -> NoReturn:
-    """Run a memory benchmark once for each server, print and write what it gave."""
-    machine = describe()
-    print(report.machine_text(machine), flush=True)
-    contenders, gaps = available(only, NAMES)
+) -> dict[str, Any]:
+    """The table of one measurement, made once for each server."""
     servers: dict[str, dict[str, float]] = {}
     failures: dict[str, str] = {}
     for contender in contenders:
-        say(f"{benchmark}: {contender.name}")
+        say(f"{benchmark}: {key:,}: {contender.name}")
         try:
             servers[contender.name] = one(contender)
         except (BenchmarkError, OSError) as error:
             failures[contender.name] = str(error)
-    text = report.memory_text(title, servers, failures)
-    print(f"\n{text}", flush=True)
-    text = report.paragraphs(text, report.gaps_text(gaps))
-    measured = {"benchmark": benchmark, "machine": machine, "servers": servers}
-    finish({**measured, "failures": failures, "gaps": gaps, "text": text}, json_path, bool(failures))
+    return {"title": title, "key": key, "servers": servers, "failures": failures}
+
+
+def show(
+    benchmark: str, found: dict[str, Any], tables: Tables, gaps: dict[str, str], path: Path | None
+) -> NoReturn:
+    for each in tables:
+        print(f"\n{report.figures_text(each)}", flush=True)
+    failed = any(each["failures"] for each in tables)
+    finish({"benchmark": benchmark, **found, "gaps": gaps, "tables": tables}, path, failed)
 
 
 @main.command("idle")
 @option_only
 @option_json
-@click.option("--connections", type=click.IntRange(min=1), default=10_000, show_default=True)
-def idle_command(only: str | None, json_path: Path | None, connections: int) -> None:
+@click.option(
+    "--connections", "counts", type=click.IntRange(min=1), multiple=True, default=IDLE, show_default=True
+)
+def idle_command(only: str | None, json_path: Path | None, counts: Sequence[int]) -> None:
     """Idle connections after EHLO: memory of each, and how fast a new client is answered."""
     try:
-        need_descriptors(connections)
+        need_descriptors(max(counts))
     except BenchmarkError as error:
         raise click.ClickException(str(error)) from None
-    title = f"{connections:,} idle connections after EHLO, one worker"
-    measure_each("idle", title, only, json_path, lambda contender: idle(contender, connections))
+    contenders, gaps = available(only, EVERYONE)
+    found = facts(contenders, Pins())
+    tables = []
+    for count in counts:
+        title = f"{count:,} idle connections after EHLO, one worker"
+        tables.append(each_server("idle", title, count, contenders, partial(idle, connections=count)))
+    show("idle", found, tables, gaps, json_path)
 
 
 @main.command("large")
@@ -184,21 +246,89 @@ def idle_command(only: str | None, json_path: Path | None, connections: int) -> 
 @option_json
 @click.option("--clients", type=click.IntRange(min=1), default=20, show_default=True)
 @click.option(
-    "--size", type=click.IntRange(min=1), default=20_000_000, show_default=True, help="Octets of a message."
+    "--size", type=click.IntRange(min=1), default=50_000_000, show_default=True, help="Octets of a message."
 )
 def large_command(only: str | None, json_path: Path | None, clients: int, size: int) -> None:
     """Large messages at once: peak memory, and the longest wait of a NOOP meanwhile."""
+    contenders, gaps = available(only, EVERYONE)
+    found = facts(contenders, Pins())
     title = f"{clients} clients, {size:,} octets each, at once, one worker"
-    measure_each("large", title, only, json_path, lambda contender: large(contender, clients, size))
+    tables = [each_server("large", title, clients, contenders, lambda each: large(each, clients, size))]
+    show("large", found, tables, gaps, json_path)
+
+
+@main.command("latency")
+@option_only
+@option_repeat
+@option_pin
+@option_json
+@click.option(
+    "--rate",
+    "rates",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=RATES,
+    show_default=True,
+    help="Messages a second.",
+)
+@click.option(
+    "--seconds", type=click.FloatRange(min=0, min_open=True), default=float(SECONDS), show_default=True
+)
+def latency_command(
+    only: str | None, repeat: int, pin: bool, json_path: Path | None, rates: Sequence[int], seconds: float
+) -> None:
+    """Waits of clients at fixed offered loads, in an open loop."""
+    pins = pinned(pin)
+    contenders, gaps = available(only, FASTER)
+    found = facts(contenders, pins)
+    tables = latencies(contenders, rates, seconds=seconds, rounds=repeat, pins=pins, say=say)
+    show("latency", found, tables, gaps, json_path)
+
+
+@main.command("lifetime")
+@option_only
+@option_json
+def lifetime_command(only: str | None, json_path: Path | None) -> None:
+    """How long a start takes, and a roll of fastsmtp's workers under load."""
+    contenders, gaps = available(only, STARTED)
+    found = facts(contenders, Pins())
+    title = f"Start, from the first process to the end of a first session, {STARTS} times"
+    tables = [each_server("start", title, STARTS, contenders, starts)]
+    ours = [each for each in contenders if each.name == "fastsmtp"]
+    if ours:
+        title = "Roll of 2 workers (SIGHUP) under load, from the signal until all are new"
+        tables.append(each_server("roll", title, ROLLS, ours, rolls))
+    show("lifetime", found, tables, gaps, json_path)
+
+
+@main.command("peers")
+def peers_command() -> None:
+    """Install the servers to compare with, or find them."""
+    from .peers.install import install  # here, as nothing else needs what it needs
+
+    gaps = install(say)
+    for name, gap in gaps.items():
+        print(f"not installed: {name}: {gap}", flush=True)
+    sys.exit(1 if gaps else 0)
+
+
+@main.command("list")
+def list_command() -> None:
+    """The rows of the side by side: group, name, title, servers."""
+    lines = [[row.group, row.name, row.title, " ".join(row.servers)] for row in ROWS]
+    print(report.table(["group", "row", "title", "servers"], lines))
 
 
 @main.command("report")
 def report_command() -> None:
-    """Put the results of benchmarks/results/*.json into benchmarks/README.md."""
+    """Put the results of benchmarks/results/*.json into benchmarks/README.md, and draw benchmarks/plots."""
+    from .plots import draw  # here, as nothing else needs matplotlib
+
     files = sorted(report.RESULTS.glob("*.json"))
     if not files:
         raise click.ClickException(f"no results in {report.RESULTS}; make some with --json")
-    report.write_readme([json.loads(file.read_text()) for file in files])
+    results = [json.loads(file.read_text()) for file in files]
+    report.write_readme(results, draw(results, report.README.parent))
     print(f"{report.README}: {', '.join(file.stem for file in files)}")
 
 

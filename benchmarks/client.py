@@ -31,6 +31,13 @@ class Client:
         self.socket.sendall(line.encode() + b"\r\n")
         return self.reply(expected)
 
+    def hello(self, name: str) -> None:
+        """EHLO, or HELO where the server knows nothing else (RFC 5321, section 3.2)."""
+        try:
+            self.command(f"EHLO {name}", "250")
+        except BenchmarkError:
+            self.command(f"HELO {name}", "250")
+
     def close(self) -> None:
         self.socket.close()
 

@@ -1,9 +1,11 @@
 /* The floor: what a mail costs when the server does nothing but talk to the kernel.
  *
- * One process, one thread, level-triggered epoll. It speaks just enough SMTP for Postfix's smtp-source and
- * for the probes of this harness, and stores nothing. It does not parse: a read outside DATA is taken as one
- * whole command and told by its first byte; inside DATA only the last five bytes are looked at. So it is no
- * SMTP server, only the lower bound that the servers beside it are divided by.
+ * One process, one thread, level-triggered epoll. It speaks just enough SMTP for well-behaved clients,
+ * pipelining ones (RFC 2920) among them, and stores nothing. It does not parse: a command is told by the
+ * first octet of its line. Of a body only the last five octets of each read are looked at, unless the
+ * client has sent several commands in one read: then commands may also follow the body in the same read,
+ * and its end is looked for from behind. All replies to one read leave in one write. So it is no SMTP
+ * server, only the lower bound that the servers beside it are divided by.
  *
  *     floor PORT      serves on 127.0.0.1:PORT; SIGTERM prints "messages N" and ends it
  */
@@ -19,15 +21,22 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { RECEIVE = 256 * 1024, EVENTS = 256, DESCRIPTORS = 65536, BACKLOG = 4096, END = 5 };
+enum { RECEIVE = 256 * 1024, REPLIES = 64 * 1024, END = 5 };
+enum { EVENTS = 256, DESCRIPTORS = 65536, BACKLOG = 4096 };
 
-/* By descriptor. `tail` holds the last bytes of the body so far, as the end may lie across two reads. */
+/* By descriptor. `tail` holds the last octets of the body so far, as the end may lie across two reads; `begun` is
+ * the first octet of a command line that has not ended yet, or 0. */
 static struct connection {
     char in_data;
+    char pipelines;
+    char begun;
     char tail[END];
 } connections[DESCRIPTORS];
 
-static char buffer[END + RECEIVE]; /* shared by all: each read is used up before the next one */
+/* Shared by all: each read is used up, and answered, before the next one. */
+static char buffer[END + RECEIVE];
+static char replies[REPLIES];
+static size_t replied;
 static unsigned long messages;
 static volatile sig_atomic_t stopping;
 
@@ -45,10 +54,19 @@ static void die(const char *what)
 
 /* Replies are far smaller than an empty send buffer; one that does not fit is the end of that client: its
  * next read gives 0, and only reads close. */
+static void flush(int fd)
+{
+    if (replied && send(fd, replies, replied, MSG_NOSIGNAL) != (ssize_t)replied)
+        shutdown(fd, SHUT_RDWR);
+    replied = 0;
+}
+
 static void reply(int fd, const char *text, size_t size)
 {
-    if (send(fd, text, size, MSG_NOSIGNAL) != (ssize_t)size)
-        shutdown(fd, SHUT_RDWR);
+    if (replied + size > REPLIES)
+        flush(fd);
+    memcpy(replies + replied, text, size);
+    replied += size;
 }
 #define REPLY(fd, text) reply(fd, text "\r\n", sizeof(text "\r\n") - 1)
 
@@ -63,10 +81,11 @@ static void accept_all(int listener, int epoll)
             close(fd);
             continue;
         }
-        connections[fd].in_data = 0;
+        memset(&connections[fd], 0, sizeof(connections[fd]));
         if (epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) < 0)
             die("epoll_ctl");
         REPLY(fd, "220 floor ESMTP");
+        flush(fd);
     }
     if (errno != EAGAIN && errno != ECONNABORTED && errno != EINTR)
         die("accept");
@@ -77,10 +96,11 @@ static void command(int fd, struct connection *connection, char first)
     switch (first & ~0x20) {
     case 'D':
         connection->in_data = 1;
-        memcpy(connection->tail, "\0\0\0\r\n", END); /* a dot line right after DATA ends it, too */
         REPLY(fd, "354 go ahead");
         break;
-    case 'E': /* EHLO */
+    case 'E':
+        REPLY(fd, "250-floor\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 SIZE");
+        break;
     case 'H': /* HELO */
     case 'M':
     case 'N':
@@ -89,33 +109,83 @@ static void command(int fd, struct connection *connection, char first)
         break;
     case 'Q':
         REPLY(fd, "221 bye");
-        close(fd);
         break;
     default:
         REPLY(fd, "500 unknown");
     }
 }
 
+/* Where the body ends between `from`, which has END octets of it or of the DATA line before it, and `end`; NULL
+ * if it goes on. Looked for from behind, as commands are short and a body may be long. */
+static char *end_of_body(struct connection *connection, char *from, char *end)
+{
+    char *dot = end;
+
+    if (memcmp(end - END, "\r\n.\r\n", END) == 0)
+        return end;
+    if (!connection->pipelines)
+        return NULL;
+    while ((dot = memrchr(from - END, '.', (size_t)(dot - (from - END)))) != NULL)
+        if (dot - 2 >= from - END && dot + 2 < end && memcmp(dot - 2, "\r\n.\r\n", END) == 0)
+            return dot + 3;
+    return NULL;
+}
+
+/* Uses up a read; returns whether the client has said QUIT. */
+static int use(int fd, struct connection *connection, char *at, char *end)
+{
+    int commands = 0;
+
+    while (at < end) {
+        if (connection->in_data) {
+            char *after = end_of_body(connection, at, end);
+
+            if (!after) {
+                memcpy(connection->tail, end - END, END);
+                return 0;
+            }
+            connection->in_data = 0;
+            messages++;
+            REPLY(fd, "250 ok");
+            at = after;
+        } else {
+            char first = connection->begun ? connection->begun : *at;
+            char *line_end = memchr(at, '\n', (size_t)(end - at));
+
+            if (!line_end) { /* cut by someone: the end of a body may come with what follows it, too */
+                connection->begun = first;
+                connection->pipelines = 1;
+                return 0;
+            }
+            connection->begun = 0;
+            connection->pipelines |= commands++ > 0;
+            command(fd, connection, first);
+            at = line_end + 1;
+            if (connection->in_data) /* a dot line right after DATA ends it, too */
+                memcpy(connection->tail, "\0\0\0\r\n", END);
+            if ((first & ~0x20) == 'Q')
+                return 1;
+        }
+    }
+    return 0;
+}
+
 static void turn(int fd)
 {
     struct connection *connection = &connections[fd];
     ssize_t size = recv(fd, buffer + END, RECEIVE, 0);
+    int quit;
 
     if (size <= 0) {
         if (size == 0 || (errno != EAGAIN && errno != EINTR))
             close(fd);
-    } else if (!connection->in_data) {
-        command(fd, connection, buffer[END]);
-    } else {
-        memcpy(buffer, connection->tail, END);
-        if (memcmp(buffer + size, "\r\n.\r\n", END) == 0) {
-            connection->in_data = 0;
-            messages++;
-            REPLY(fd, "250 ok");
-        } else {
-            memcpy(connection->tail, buffer + size, END);
-        }
+        return;
     }
+    memcpy(buffer, connection->tail, END);
+    quit = use(fd, connection, buffer + END, buffer + END + size);
+    flush(fd);
+    if (quit)
+        close(fd);
 }
 
 int main(int argc, char **argv)

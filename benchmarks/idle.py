@@ -12,8 +12,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from .client import BenchmarkError, Client
-from .contenders import Contender
-from .process import Server, cpu_nanoseconds, free_ports, running
+from .contender import Contender
+from .process import Server, cpu_nanoseconds
+from .serving import serving
 
 # Ephemeral ports are some 28,000 for each source address; 127.0.0.0/8 has addresses enough.
 PER_ADDRESS = 5000
@@ -43,7 +44,7 @@ def idlers(server: Server, count: int) -> Iterator[None]:
     with ExitStack() as stack:
         for number in range(count):
             client = stack.enter_context(Client(server.port, source=source_address(number)))
-            client.command("EHLO idle.example", "250")
+            client.hello("idle.example")
         yield
 
 
@@ -63,9 +64,7 @@ def idle(contender: Contender, connections: int, rest: float = REST_SECONDS) -> 
 
     BenchmarkError if a connection fails.
     """
-    (port,) = free_ports(1)
-    command = contender.command(port, counters=None, settings=())
-    with running(contender.name, command, port, None) as server:
+    with serving(contender) as (server, setup):
         worker = contender.worker(server)
         with idlers(server, WARM_UP):
             pass
@@ -74,7 +73,7 @@ def idle(contender: Contender, connections: int, rest: float = REST_SECONDS) -> 
         with idlers(server, connections):
             server.cpu()
             after = resident(worker)
-            waits = sorted(new_client(port) for _ in range(NEW_CLIENTS))
+            waits = sorted(new_client(setup.port) for _ in range(NEW_CLIENTS))
             used = cpu_nanoseconds(worker)
             time.sleep(rest)
             used = cpu_nanoseconds(worker) - used
@@ -93,7 +92,7 @@ def new_client(port: int) -> float:
     """Seconds from connecting to the end of the reply to EHLO."""
     started = time.perf_counter()
     with Client(port) as client:
-        client.command("EHLO new.example", "250")
+        client.hello("new.example")
         waited = time.perf_counter() - started
         client.command("QUIT", "221")
     return waited

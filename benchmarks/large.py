@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .client import BenchmarkError, Client
-from .contenders import Contender
+from .contender import Contender
 from .idle import resident
-from .process import ROOT, before_exec, cpu_nanoseconds, free_ports, running
+from .process import ROOT, before_exec, cpu_nanoseconds
+from .serving import serving
 
 WARM_UP_SIZE = 4096
 PAUSE_SECONDS = 0.001  # between two NOOPs: the probe shall not take a CPU for itself
@@ -72,14 +73,14 @@ def finish(process: "subprocess.Popen[str]") -> int:
 
 def large(contender: Contender, clients: int, size: int) -> dict[str, float]:
     """The figures of one server, by column. BenchmarkError unless each message was accepted."""
-    (port,) = free_ports(1)
-    command = contender.command(port, counters=None, settings=())
-    with running(contender.name, command, port, None) as server:
+    settings = (f"max_message_size={2 * size}",)
+    with serving(contender, settings=settings) as (server, setup):
+        port = setup.port
         worker = contender.worker(server)
         with senders(port, clients, WARM_UP_SIZE) as process:
             finish(process)
         with Client(port) as probe:
-            probe.command("EHLO probe.example", "250")
+            probe.hello("probe.example")
             quiet = [noop_wait(probe) for _ in range(200)]
             server.cpu()  # waits for rest
             before = resident(worker)["Rss"]

@@ -5,40 +5,41 @@ import os
 import platform
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from .contender import Contender, first_line
 from .process import ROOT
-from .source import postfix_tool
+from .rows import FLOOR
 
 
 def describe() -> dict[str, str]:
-    """Machine, versions, commit and load, by name, ready to print."""
+    """Machine, commit and load, by name, ready to print."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": _commit(),
         "CPU": f"{_cpu_model()}, {os.cpu_count()} CPUs",
         "kernel": f"{platform.system()} {platform.release()}",
         "Python": platform.python_version(),
-        "uvloop": _version("uvloop"),
-        "aiosmtpd": _version("aiosmtpd"),
-        "Postfix": _postfix(),
-        "C compiler": _first_line("cc", "--version"),
-        "spill folder": f"{tempfile.gettempdir()} on {_file_system(tempfile.gettempdir())}",
+        "uvloop": importlib.metadata.version("uvloop"),
+        "C compiler": first_line("cc", "--version"),
+        "folder of spills and mail": f"{tempfile.gettempdir()} on {_file_system(tempfile.gettempdir())}",
         "load before": f"{os.getloadavg()[0]:.2f}",
     }
 
 
-def _first_line(*command: str) -> str:
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return (done.stdout.splitlines() or ["unknown"])[0]
+def versions(contenders: Iterable[Contender]) -> dict[str, str]:
+    """The versions of the servers by name; fastsmtp is one, whichever way it is run."""
+    found = {each.name: each.version() for each in contenders if each.name != FLOOR}
+    ours = [name for name in found if name.startswith("fastsmtp-")]
+    for name in ours:
+        found["fastsmtp"] = found.pop(name)
+    return found
 
 
 def _commit() -> str:
-    commit = _first_line("git", "rev-parse", "--short", "HEAD")
+    commit = first_line("git", "rev-parse", "--short", "HEAD")
     if commit == "unknown":
         return "none"
     changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=ROOT, capture_output=True, check=False)
@@ -53,17 +54,5 @@ def _cpu_model() -> str:
     return platform.machine()
 
 
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _postfix() -> str:
-    postconf = postfix_tool("postconf")
-    return _first_line(postconf, "-d", "-h", "mail_version") if postconf else "unknown"
-
-
 def _file_system(folder: str) -> str:
-    return _first_line("stat", "--file-system", "--format=%T", folder)
+    return first_line("stat", "--file-system", "--format=%T", folder)

@@ -8,15 +8,16 @@ import ctypes
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from .client import BenchmarkError, Client
+from .client import BenchmarkError
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 20.0
@@ -58,6 +59,17 @@ def cpu_nanoseconds(pid: int) -> int:
     return time.clock_gettime_ns((~pid << 3) | 2)
 
 
+def cpu_between(before: Mapping[int, int], after: Mapping[int, int]) -> int:
+    """CPU nanoseconds that a server's processes took between two looks; a new one counts from its start.
+
+    BenchmarkError if one has ended, as its time is lost.
+    """
+    ended = before.keys() - after.keys()
+    if ended:
+        raise BenchmarkError(f"{len(ended)} of the server's processes ended during the run")
+    return sum(used - before.get(pid, 0) for pid, used in after.items())
+
+
 def busy_seconds() -> float:
     """CPU time that the whole machine has spent on anything, and that its hypervisor kept from it."""
     user, nice, system, _idle, _iowait, *interrupts_and_steal = map(int, machine_times()[:8])
@@ -89,6 +101,18 @@ def family(pid: int) -> list[int]:
     return [pid, *(member for child in children(pid) for member in family(child))]
 
 
+def alive(session: int) -> list[int]:
+    """The processes of a session that still run; those that only wait to be reaped do not."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has just ended
+            _, _, fields = path.read_text().rpartition(")")
+            state, _, _, its_session = fields.split()[:4]
+            if int(its_session) == session and state not in "ZX":
+                found.append(int(path.parent.name))
+    return found
+
+
 class Server:
     """A running server: `port` answers, `pid` is the process that was started."""
 
@@ -109,14 +133,13 @@ class Server:
         )
         self.pid = self._process.pid
 
-    def wait_until_it_answers(self) -> None:
+    def wait_until_it_answers(self, implicit_tls: bool = False) -> None:
         """Until a client is greeted. A bound port alone proves nothing: workers may not be there yet."""
         deadline = time.monotonic() + START_SECONDS
         while True:
             self.check_alive()
             try:
-                with Client(self.port, timeout=1.0) as client:
-                    client.command("QUIT", "221")
+                come_and_go(self.port, implicit_tls)
                 return
             except OSError:
                 if time.monotonic() > deadline:
@@ -163,6 +186,9 @@ class Server:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
+        deadline = time.monotonic() + STOP_SECONDS
+        while alive(self.pid) and time.monotonic() < deadline:
+            time.sleep(0.001)
         return read_all(self._output)
 
     def close(self) -> None:
@@ -176,12 +202,33 @@ def read_all(file: TextIO) -> str:
     return file.read()
 
 
+def come_and_go(port: int, implicit_tls: bool) -> None:
+    """Connect, read the greeting, QUIT. OSError if that cannot be done, BenchmarkError if one is not welcome."""
+    with ExitStack() as stack:
+        client = stack.enter_context(socket.create_connection(("127.0.0.1", port), 1.0))
+        if implicit_tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            client = stack.enter_context(context.wrap_socket(client))
+        greeting = client.recv(4096)
+        if not greeting:
+            raise ConnectionResetError(f"port {port} closed the connection without a greeting")
+        if not greeting.startswith(b"220"):
+            raise BenchmarkError(
+                f"the server answered {greeting.decode(errors='replace').strip()!r} where 220 was due"
+            )
+        client.sendall(b"QUIT\r\n")
+        client.recv(4096)
+
+
 @contextmanager
-def running(name: str, command: Sequence[str], port: int, cpu: int | None) -> Iterator[Server]:
+def running(
+    name: str, command: Sequence[str], port: int, cpu: int | None, *, implicit_tls: bool = False
+) -> Iterator[Server]:
     """A server that answers; it is stopped and reaped at the end, whatever happens."""
     server = Server(name, command, port, cpu)
     try:
-        server.wait_until_it_answers()
+        server.wait_until_it_answers(implicit_tls)
         yield server
     finally:
         server.close()

@@ -26,7 +26,7 @@ def message(size: int) -> bytes:
 
 
 def begin(client: Client) -> None:
-    client.command("EHLO sender.example", "250")
+    client.hello("sender.example")
     client.command("MAIL FROM:<sender@sender.example>", "250")
     client.command("RCPT TO:<box@recipient.example>", "250")
     client.command("DATA", "354")

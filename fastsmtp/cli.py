@@ -34,11 +34,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = error.ctx.command_path if error.ctx is not None else NAME
         text = error.format_message().rstrip(".")
         return _fail(f"{text[:1].lower()}{text[1:]} (see {path} --help)", 2)
+    except click.ClickException as error:
+        return _fail(error.format_message(), 1)
     except click.Abort:
         return 130  # 128 + SIGINT, as shells have it
 
 
-@click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
+class _Program(click.Group):
+    """The commands; bench is imported when it is wanted, so that serve does not carry a load generator."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), "bench"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "bench":
+            from fastsmtp.bench import bench
+
+            return bench
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Program, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message=f"{NAME} %(version)s")
 def program() -> None:
     """Takes in mail over SMTP: fast, safe, in as many processes as wanted."""

@@ -4,8 +4,10 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,19 +15,71 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 pytest.importorskip("benchmarks", reason="no benchmarks beside these tests")
 
-from benchmarks import report
+from benchmarks import bench, report
 from benchmarks.client import BenchmarkError, Client
-from benchmarks.compare import ROWS, Cell, Pins, Run, measure
-from benchmarks.contenders import Floor, SmtpSink
+from benchmarks.compare import (
+    Cell,
+    Run,
+    Terms,
+    as_json,
+    counts,
+    measure,
+    minutes,
+    missing,
+    scale_for,
+    within_time,
+)
+from benchmarks.contender import Contender, Setup
+from benchmarks.contenders import CONTENDERS
 from benchmarks.idle import idle
 from benchmarks.large import large
-from benchmarks.process import ROOT, Server, free_ports, running
+from benchmarks.latency import QUANTILES, STAGES, latencies, latency
+from benchmarks.lifetime import roll, starts
+from benchmarks.process import ROOT, Server, children
+from benchmarks.rows import ROWS
+from benchmarks.serving import serving
 from benchmarks.source import postfix_tool
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="the floor and the CPU clocks are Linux's")
 needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="cc is not installed")
 needs_postfix = pytest.mark.skipif(postfix_tool("smtp-source") is None, reason="smtp-source is not installed")
+needs_core = pytest.mark.skipif(
+    not list((ROOT / "fastsmtp").glob("_core.*.so")), reason="no core is built in this tree"
+)
 pytestmark = [needs_linux, needs_cc]
+
+NAMED = {each.name: each for each in CONTENDERS}
+ROW = {row.name: row for row in ROWS}
+FLOOR = NAMED["floor"]
+TEN = Terms(messages=10)
+
+
+class Instead(Contender):
+    """A server in whose place something else is started or counted."""
+
+    def __init__(
+        self,
+        real: Contender,
+        *,
+        command: Callable[[list[str]], list[str]] = list,
+        count: Callable[[int | None], int | None] = lambda count: count,
+    ) -> None:
+        self.name, self.title, self.share, self.can = real.name, real.title, real.share, real.can
+        self._real = real
+        self._command = command
+        self._count = count
+
+    def missing(self) -> str | None:
+        return self._real.missing()
+
+    def version(self) -> str:
+        return self._real.version()
+
+    def command(self, setup: Setup) -> list[str]:
+        return self._command(self._real.command(setup))
+
+    def count(self, server: Server, setup: Setup) -> int | None:
+        return self._count(self._real.count(server, setup))
 
 
 def benchmarks(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -35,10 +89,21 @@ def benchmarks(*arguments: str, **environment: str) -> "subprocess.CompletedProc
     )
 
 
+def cell(*costs: float | None) -> Cell:
+    """Rounds of one message each; costs are in microseconds."""
+    return Cell([None if cost is None else Run(1, round(cost * 1000), 1.0, 1, 0.0) for cost in costs])
+
+
+def row_json(name: str, **servers: Cell) -> dict[str, Any]:
+    """A row as it is read again from a file."""
+    cells = {server.replace("_", "-"): each for server, each in servers.items()}
+    found: dict[str, Any] = json.loads(json.dumps(as_json(ROW[name], cells, {})))
+    return found
+
+
 @pytest.fixture
 def floor() -> Iterator[Server]:
-    (port,) = free_ports(1)
-    with running("floor", Floor().command(port, counters=None, settings=()), port, None) as server:
+    with serving(FLOOR) as (server, _):
         yield server
 
 
@@ -46,11 +111,12 @@ def floor() -> Iterator[Server]:
 @pytest.mark.parametrize(
     ("servers", "rows"),
     [
-        (["floor", "smtp-sink", "aiosmtpd"], ["new-4k", "kept-100k"]),
-        (["floor", "fastsmtp", "fastsmtp-sync", "fastsmtp-async"], ["kept-4k"]),
+        (["floor", "smtp-sink", "aiosmtpd"], ["kept-100k", "new-4k"]),
+        (["fastsmtp"], ["pipelined-4k"]),
     ],
     ids=["others", "fastsmtp"],
 )
+@needs_core
 def test_each_server_is_measured_or_its_gap_is_named(
     tmp_path: Path, servers: list[str], rows: list[str]
 ) -> None:
@@ -67,64 +133,182 @@ def test_each_server_is_measured_or_its_gap_is_named(
     found = json.loads(file.read_text())
     assert list(found["rows"]) == rows
     for row in found["rows"].values():
-        assert sorted([*row["servers"], *found["gaps"]]) == sorted(servers)
-        for name, cell in row["servers"].items():
-            assert [run["messages"] for run in cell["runs"]] == [30, 30]
-            assert all(0 < run["cpu"] < 10e9 and run["wall"] > 0 for run in cell["runs"])
-            assert f"| {name} " in found["text"]
+        assert sorted([*row["cells"], *found["gaps"]]) == sorted(servers)
+        for name, each in row["cells"].items():
+            assert [run["messages"] for run in each["runs"]] == [30, 30]
+            assert all(0 < run["cpu"] < 10e9 and run["seconds"] > 0 for run in each["runs"])
+            assert f"| {name} " in result.stdout
+    assert {name for name in servers if name not in ("floor", *found["gaps"])} == set(found["versions"])
     for name, gap in found["gaps"].items():
         assert f"not measured: {name}: {gap}" in result.stdout
 
 
-def test_the_ratio_is_the_median_of_the_rounds_that_both_have_done() -> None:
-    def cell(*costs: int | None) -> Cell:
-        return Cell(1, [None if cost is None else Run(1, cost * 1000, 1, 1, 0.0) for cost in costs])
+def test_every_row_is_declared_for_servers_that_there_are() -> None:
+    assert len(ROW) == len(ROWS)
+    for row in ROWS:
+        assert {*row.servers} <= {*NAMED}, row.name
+        assert {*row.ours, *row.goals} <= {*row.servers}, row.name
 
+
+def test_a_server_that_cannot_do_what_a_row_needs_is_a_named_gap() -> None:
+    assert missing(ROW["tls-new"], FLOOR) == "floor has no tls"
+    assert missing(ROW["kept-4k"], FLOOR) is None
+
+
+def test_the_ratio_is_the_median_of_the_rounds_that_both_have_done() -> None:
     assert cell(10, 40, 30).ratio(cell(10, 20, 10)) == 2.0
     assert cell(10, None, 30).ratio(cell(None, 20, 10)) == 3.0
     assert cell(10, None).ratio(cell(None, 20)) is None
 
 
-def test_the_readme_gets_the_results_in_place_of_older_ones(
+def test_a_slow_server_gets_fewer_messages_and_never_fewer_than_connections() -> None:
+    row = replace(ROW["kept-4k"], messages=1000)
+    assert counts(row, FLOOR, Terms()) == (100, 1000)
+    assert counts(row, FLOOR, Terms(scale=0.5)) == (50, 500)
+    assert within_time(row, 1000, 0.0001, Terms()) == 1000
+    assert within_time(row, 1000, 0.01, Terms()) == 200
+    assert within_time(row, 1000, 10.0, Terms()) == 20
+    assert within_time(row, 1000, 10.0, Terms(messages=1000)) == 1000
+
+
+def test_messages_that_share_the_cost_of_connections_are_as_many_for_a_slow_server() -> None:
+    row = ROW["connections-500"]
+    assert counts(row, NAMED["aiosmtpd"], Terms()) == counts(row, FLOOR, Terms()) == (1000, row.messages)
+    assert within_time(row, row.messages, 1.0, Terms()) == row.messages
+
+
+def test_a_budget_makes_runs_as_long_as_it_allows() -> None:
+    terms = Terms(rounds=3)
+    scale = scale_for(100, terms, budget=30)
+    assert minutes(100, replace(terms, scale=scale)) == pytest.approx(30)
+    assert scale_for(100, terms, budget=1) > 0
+
+
+def test_the_summary_tells_who_is_first_by_how_much_and_which_goal_is_missed() -> None:
+    rows = {
+        "kept-4k": row_json("kept-4k", floor=cell(10, 10), smtp_sink=cell(30, 30), fastsmtp=cell(12, 15)),
+        "kept-16k": row_json(
+            "kept-16k", floor=cell(10), go_smtp=cell(11), aiosmtpd=cell(9), fastsmtp=cell(18)
+        ),
+        "tls-new": row_json("tls-new", go_smtp=cell(100), haraka=cell(500), fastsmtp=cell(110)),
+        "new-4k": row_json("new-4k", floor=cell(10), smtp_sink=cell(30), fastsmtp=cell(None)),
+    }
+    found = {each.row: each for each in report.standings(rows)}
+    assert (found["kept-4k"].floor, found["kept-4k"].peer, found["kept-4k"].lead) == (1.35, "smtp-sink", 2.25)
+    assert [name for name, each in found.items() if each.misses] == ["kept-4k", "new-4k"]
+    assert found["tls-new"].to_goal == pytest.approx(1.1)
+    assert report.yardstick(rows["tls-new"]) == "go-smtp"
+    assert report.verdicts(rows) == [
+        "First of all peers in 1 of 3 lines.",
+        "Not first: fastsmtp in kept-16k; aiosmtpd takes 0.50 of its CPU.",
+        "Not first: fastsmtp in tls-new; go-smtp takes 0.91 of its CPU.",
+        "Goal missed: fastsmtp in kept-4k, 1.35 where 1.20 is due.",
+        "Goal missed: fastsmtp in new-4k, no figure where 1.30 is due.",
+    ]
+
+
+def test_the_readme_gets_results_and_pictures_in_place_of_older_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{report.BEGIN}\nolder\n{report.END}\nafter\n")
     monkeypatch.setattr(report, "README", readme)
-    report.write_readme([{"text": "### kept-4k", "machine": {"kernel": "Linux 6.1"}}])
-    expected = f"{report.BEGIN}\n\n### kept-4k\n\nMeasured on:\n\n* kernel: Linux 6.1\n\n{report.END}"
-    assert readme.read_text() == f"before\n{expected}\nafter\n"
+    tables = [
+        {"title": "100 idle", "servers": {"floor": {"MiB": 1.5}}, "failures": {"bonzo": "it said nothing"}}
+    ]
+    result = {"machine": {"kernel": "Linux 6.1"}, "gaps": {"haraka": "not installed"}, "tables": tables}
+    report.write_readme([result], {"plots/idle.svg": "Memory"})
+    before, text, after = readme.read_text().replace(report.END, report.BEGIN).split(report.BEGIN)
+    assert (before, after) == ("before\n", "\nafter\n")
+    assert text.strip().split("\n\n") == [
+        "![Memory](plots/idle.svg)",
+        "### 100 idle",
+        "| server |  MiB |\n|--------|-----:|\n| floor  | 1.50 |",
+        "* failed: bonzo: it said nothing",
+        "* not measured: haraka: not installed",
+        "Measured on:",
+        "* kernel: Linux 6.1",
+    ]
+
+
+def test_pictures_are_the_same_for_the_same_figures_and_their_text_is_text(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    from benchmarks.plots import draw
+
+    rows = {
+        "kept-1k": row_json("kept-1k", floor=cell(9), fastsmtp=cell(10)),
+        "kept-4k": row_json("kept-4k", floor=cell(10), smtp_sink=cell(30), fastsmtp=cell(12)),
+    }
+    waits = {f"{stage} {percent}": 1.5 for stage in STAGES.values() for percent in QUANTILES.values()}
+    compared = {"benchmark": "compare", "rows": rows}
+    others = [
+        {"benchmark": "latency", "tables": [{"key": 500, "servers": {"floor": waits}}]},
+        {"benchmark": "idle", "tables": [{"key": 100, "servers": {"floor": {"RSS MiB with all": 1.5}}}]},
+    ]
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    drawn = draw([compared, *others], first)
+    assert list(drawn) == [f"plots/{each}.svg" for each in ("summary", "bars", "sizes", "latency", "idle")]
+    assert all((first / path).stat().st_size > 1000 for path in drawn)
+    again = draw([compared], second)
+    assert list(again) == [f"plots/{each}.svg" for each in ("summary", "bars", "sizes")]
+    assert all((first / path).read_bytes() == (second / path).read_bytes() for path in again)
+    assert b">fastsmtp</text>" in (first / "plots/summary.svg").read_bytes()
 
 
 @needs_postfix
 @pytest.mark.skipif(postfix_tool("smtp-sink") is None, reason="smtp-sink is not installed")
 def test_a_refused_message_is_a_failed_run_and_no_number() -> None:
-    class Refusing(SmtpSink):
-        def command(self, *arguments: object, **options: object) -> list[str]:
-            program, *others = super().command(*arguments, **options)  # type: ignore[arg-type]
-            return [program, "-r", ".", *others]
-
+    refusing = Instead(NAMED["smtp-sink"], command=lambda words: [words[0], "-r", ".", *words[1:]])
     with pytest.raises(BenchmarkError, match="smtp-source ended with status 1"):
-        measure(Refusing(), ROWS[0], 10, Pins())
+        measure(refusing, ROW["new-4k"], TEN)
+
+
+@needs_core
+@pytest.mark.skipif(postfix_tool("smtp-sink") is None, reason="smtp-sink is not installed")
+def test_a_refusal_is_told_with_the_words_of_the_server() -> None:
+    refusing = Instead(NAMED["smtp-sink"], command=lambda words: [words[0], "-r", ".", *words[1:]])
+    row = replace(ROW["new-4k"], load=replace(ROW["new-4k"].load, client="bench"))
+    with pytest.raises(
+        BenchmarkError, match=r"fastsmtp bench ended with status 1: content: 450 .* \(\d+ times\)"
+    ):
+        measure(refusing, row, TEN)
 
 
 @needs_postfix
 def test_a_server_that_counts_other_messages_than_were_sent_is_a_failed_run() -> None:
-    class Forgetful(Floor):
-        def count(self, server: Server, counters: int) -> int:
-            return super().count(server, counters) - 1
-
+    forgetful = Instead(FLOOR, count=lambda count: (count or 0) - 1)
     with pytest.raises(BenchmarkError, match="counted 29 messages where 30 were sent"):
-        measure(Forgetful(), ROWS[0], 10, Pins())
+        measure(forgetful, ROW["new-4k"], TEN)
 
 
 def test_a_server_that_does_not_start_is_told_with_its_own_words() -> None:
-    class Broken(Floor):
-        def command(self, *arguments: object, **options: object) -> list[str]:
-            return ["sh", "-c", "echo 'no such thing' >&2; exit 3"]
-
+    broken = Instead(FLOOR, command=lambda _: ["sh", "-c", "echo 'no such thing' >&2; exit 3"])
     with pytest.raises(BenchmarkError, match="floor ended with status 3: no such thing"):
-        measure(Broken(), ROWS[0], 10, Pins())
+        measure(broken, ROW["new-4k"], TEN)
+
+
+@needs_core
+def test_kept_mail_must_be_what_was_sent_to_the_last_octet() -> None:
+    from fastsmtp.load import content
+
+    kept = [content(500, number) for number in (2, 0, 1, 0)]
+    bench.check_kept(kept, 500, [3, 1])
+    for wrong, message in [
+        (kept[1:], "of 4 messages 1 are not among those kept, and 0 kept"),
+        ([*kept, kept[0]], "of 4 messages 0 are not among those kept, and 1 kept"),
+        ([kept[0].replace(b".", b"", 1), *kept[1:]], "of 4 messages 1 are not among those kept, and 1 kept"),
+    ]:
+        with pytest.raises(BenchmarkError, match=message):
+            bench.check_kept(wrong, 500, [3, 1])
+
+
+@needs_core
+@pytest.mark.parametrize("name", ["maildir", "durable"])
+def test_a_maildir_keeps_each_octet_of_what_it_accepts(name: str) -> None:
+    (ours,) = ROW[name].ours
+    assert measure(NAMED[ours], ROW[name], TEN).messages == 10
 
 
 def test_the_floor_finds_the_end_of_data_across_reads_and_only_there(floor: Server) -> None:
@@ -141,21 +325,71 @@ def test_the_floor_finds_the_end_of_data_across_reads_and_only_there(floor: Serv
 
 
 def test_idle_connections_are_counted_in_memory_and_a_new_client_is_timed() -> None:
-    figures = idle(Floor(), 50, rest=0.1)
+    figures = idle(FLOOR, 50, rest=0.1)
     assert 0 <= figures["RSS KiB/connection"] < 10
     assert 0 < figures["longest"] < 5000
 
 
 def test_large_messages_are_sent_at_once_while_a_noop_is_timed() -> None:
-    figures = large(Floor(), 3, 2_000_000)
+    figures = large(FLOOR, 3, 2_000_000)
     assert 0 < figures["peak RSS MiB"] < 10
     assert figures["NOOPs"] > 0
 
 
-def test_an_unknown_name_is_one_line_that_tells_the_known_ones() -> None:
-    result = benchmarks("--only", "flor")
+@needs_core
+def test_waits_at_an_offered_load_are_told_by_stage_and_quantile() -> None:
+    figures = latency(FLOOR, 200, 0.5, Terms().pins)
+    assert figures["messages/s"] > 100
+    for stage in STAGES.values():
+        assert 0 < figures[f"{stage} 50 %"] <= figures[f"{stage} 99 %"] <= figures[f"{stage} 99.9 %"]
+
+
+def test_a_server_that_falls_behind_is_not_asked_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "benchmarks.latency.latency", lambda each, rate, seconds, pins: {"messages/s": min(rate, 100.0)}
+    )
+    tables = latencies(
+        [FLOOR], [500, 50, 5000], seconds=1, rounds=2, pins=Terms().pins, say=lambda line: None
+    )
+    assert [(each["key"], list(each["servers"])) for each in tables] == [
+        (50, ["floor"]),
+        (500, ["floor"]),
+        (5000, []),
+    ]
+    assert tables[-1]["gaps"] == {"floor": "not asked, as it took only 100 of 500 a second"}
+
+
+def test_a_start_is_timed_until_the_end_of_a_session() -> None:
+    figures = starts(FLOOR, 1)
+    assert 0 < figures["ms, median"] == figures["longest"] < 10_000
+
+
+@needs_core
+def test_a_roll_is_over_when_all_workers_are_new() -> None:
+    with serving(NAMED["fastsmtp"], workers=2) as (server, _):
+        before = children(server.pid)
+        assert 0 < roll(server) < 20
+        assert len(before) == len(children(server.pid)) == 2
+        assert not {*before} & {*children(server.pid)}
+
+
+def test_the_rows_are_listed_with_their_servers() -> None:
+    result = benchmarks("list")
+    assert result.returncode == 0
+    assert [line.split("|")[2].strip() for line in result.stdout.splitlines()[2:]] == list(ROW)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "flor"], "no server 'flor'; there are floor, smtp-sink,"),
+        (["--rows", "kept"], "no row 'kept'; there are size, pipelined,"),
+    ],
+)
+def test_an_unknown_name_is_one_line_that_tells_the_known_ones(arguments: list[str], message: str) -> None:
+    result = benchmarks(*arguments)
     assert result.returncode == 2
-    assert "no server 'flor'; there are floor, smtp-sink," in result.stderr
+    assert message in result.stderr
 
 
 @needs_postfix
@@ -166,7 +400,7 @@ def test_a_missing_tool_is_named(tmp_path: Path) -> None:
     assert result.stderr == "Error: no server is left to measure\n"
 
 
-@pytest.mark.skipif(not list((ROOT / "fastsmtp").glob("_core.*.so")), reason="no core is built in this tree")
+@needs_core
 def test_every_micro_benchmark_runs() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "benchmarks/micro", "--benchmark-disable"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)

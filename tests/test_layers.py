@@ -14,7 +14,7 @@ PACKAGE = Path(fastsmtp.__file__).parent
 # From the ground up. A module imports from the layers before its own, and from its own without a circle.
 LAYERS = (
     ("_version", "errors"),
-    ("_rules", "_envelope", "_engine", "_reception", "_wire", "_stream", "_commands", "_core"),
+    ("_rules", "_envelope", "_engine", "_reception", "_wire", "_stream", "_commands", "_core", "_load"),
     ("replies", "body", "proxy_protocol"),
     ("envelope", "sockets", "block", "metrics", "config"),
     ("hooks", "sasl", "proxied", "sinks"),
@@ -30,6 +30,9 @@ LAYERS = (
     ("smtp",),
     ("lmtp", "handlers"),
     ("controller",),
+    ("load",),
+    ("generator", "display"),
+    ("bench",),
     ("", "cli"),  # "" is the package itself
     ("__main__",),
 )

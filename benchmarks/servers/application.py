@@ -1,36 +1,42 @@
-"""An ``Application`` whose ``data`` is async and returns at once, in one process on uvloop.
+"""An ``Application`` whose ``data`` is async and returns at once: bonzo's, or fastsmtp's on uvloop; one process.
 
-    python -m benchmarks.servers.application PORT
+    python -m benchmarks.servers.application [FLAGS] LIBRARY PORT
 
 SIGTERM prints "messages N" and ends it.
 """
 
+import argparse
 import asyncio
+import importlib
 import signal
-import sys
+from typing import Any
 
-import uvloop
-
-from fastsmtp.smtp import Application, RequestHandler
-
-taken = 0
+from benchmarks.servers.arguments import SIZE_LIMIT, arguments, loop_factory
 
 
-class Handler(RequestHandler):
-    async def data(self) -> None:
-        global taken
-        taken += 1
+async def main(given: argparse.Namespace) -> None:
+    smtp: Any = importlib.import_module(f"{given.library}.smtp")
+    taken = 0
 
+    class Handler(smtp.RequestHandler):  # type: ignore[misc]
+        async def data(self) -> None:
+            nonlocal taken
+            taken += 1
 
-async def main(port: int) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    server = Application(Handler).listen(port, "127.0.0.1", hostname="localhost", backlog=4096)
+    # Not Application.listen: bonzo's has no backlog, and clients that come together would wait for a second try.
+    servers = importlib.import_module(f"{given.library}.server")
+    server = servers.SMTPServer(
+        smtp.Application(Handler), ssl_options=given.context, max_buffer_size=SIZE_LIMIT
+    )
+    server.listen(given.port, "127.0.0.1", backlog=4096)
     await stop.wait()
-    await server.close()
+    server.stop()
     print("messages", taken, flush=True)
 
 
 if __name__ == "__main__":
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main(int(sys.argv[1])))
+    asked = arguments()
+    with asyncio.Runner(loop_factory=loop_factory(asked.library)) as runner:
+        runner.run(main(asked))

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from fastsmtp import blocking
+
 
 class SyncHandler:
     def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
@@ -10,4 +12,10 @@ class SyncHandler:
 
 class AsyncHandler:
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+        return "250 2.0.0 OK"
+
+
+class BlockingHandler:
+    @blocking
+    def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
         return "250 2.0.0 OK"

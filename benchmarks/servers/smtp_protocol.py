@@ -1,18 +1,18 @@
 """A server made of aiosmtpd's ``SMTP`` class, or of fastsmtp's: one process, a handler that returns at once.
 
-    python -m benchmarks.servers.smtp_protocol LIBRARY PORT
+    python -m benchmarks.servers.smtp_protocol [FLAGS] LIBRARY PORT
 
 SIGTERM prints "messages N" and ends it. fastsmtp's runs on uvloop; aiosmtpd has none, which makes no difference to it
 (measured).
 """
 
+import argparse
 import asyncio
 import importlib
 import signal
-import sys
 from typing import Any
 
-import uvloop
+from benchmarks.servers.arguments import SIZE_LIMIT, arguments, loop_factory
 
 
 class Handler:
@@ -24,15 +24,25 @@ class Handler:
         return "250 OK"
 
 
-async def serve(library: str, port: int) -> None:
-    smtp = importlib.import_module(f"{library}.smtp").SMTP
-    stop = asyncio.Event()
+async def serve(given: argparse.Namespace) -> None:
+    smtp = importlib.import_module(f"{given.library}.smtp")
     loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     handler = Handler()
+
+    def authenticate(server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> Any:
+        return smtp.AuthResult(success=(data.login, data.password) == given.login, handled=False)
+
     # With a host name given aiosmtpd does not look one up for each connection.
+    options: dict[str, Any] = {"hostname": "localhost", "data_size_limit": SIZE_LIMIT}
+    if given.tls == "starttls":
+        options["tls_context"] = given.context
+    if given.login:
+        options |= {"authenticator": authenticate, "auth_required": True, "auth_require_tls": False}
+    context = given.context if given.tls == "implicit" else None
     server = await loop.create_server(
-        lambda: smtp(handler, hostname="localhost"), "127.0.0.1", port, backlog=4096
+        lambda: smtp.SMTP(handler, **options), "127.0.0.1", given.port, backlog=4096, ssl=context
     )
     await stop.wait()
     server.close()
@@ -40,7 +50,6 @@ async def serve(library: str, port: int) -> None:
 
 
 if __name__ == "__main__":
-    library = sys.argv[1]
-    factory = uvloop.new_event_loop if library == "fastsmtp" else None
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(serve(library, int(sys.argv[2])))
+    asked = arguments()
+    with asyncio.Runner(loop_factory=loop_factory(asked.library)) as runner:
+        runner.run(serve(asked))
