@@ -21,6 +21,7 @@ MODULES = {
     "_envelope": [],
     "_reception": ["content.c", "scan.c"],
     "_wire": [],
+    "_secure": [],
     "_stream": [],
     "_commands": ["command.c", "grammar.c"],
     "_core": [],

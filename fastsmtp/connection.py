@@ -64,15 +64,7 @@ class Site:
         self.tls = tls
         self.tls_timeout = tls_timeout
         self.last_complaint = 0.0
-        # The loop itself keeps no task alive.
-        self.goodbyes: set[asyncio.Future[Any]] = set()
-        self.handshakes: set[asyncio.Task[None]] = set()
-
-    def handshake(self, beginning: Coroutine[Any, Any, None]) -> None:
-        """Runs what begins a connection that is not connected yet."""
-        task = self.loop.create_task(beginning)
-        self.handshakes.add(task)
-        task.add_done_callback(self.handshakes.discard)
+        self.goodbyes: set[asyncio.Future[Any]] = set()  # the loop itself keeps no task alive
 
 
 class Connection(Dialogue, asyncio.BufferedProtocol):
@@ -112,8 +104,6 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
     # --- the transport's calls ------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if self.transport is not None:
-            return  # STARTTLS: the loop presents what it gives to _start_tls
         self.transport = cast("asyncio.Transport", transport)
         if self._implicit_tls:
             self.engine.counters.add(_TLS_OK)
@@ -160,11 +150,8 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
     # --- the dialogue's calls -------------------------------------------------------------------------------
 
     def hang_up(self) -> None:
-        if self.transport is None:
-            return
-        if self.in_handshake and isinstance(self.transport, Stream) and self._pending is not None:
-            self._pending.cancel()  # the stream gave its socket to the handshake
-        self.transport.close()
+        if self.transport is not None:
+            self.transport.close()
 
     def pause_reading(self) -> None:
         if not self._paused and self.transport is not None and not self.transport.is_closing():
@@ -246,58 +233,54 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         return self._site.loop.run_in_executor(self._site.executor, function, *args)
 
     def secure(self) -> None:
-        assert self.transport is not None
-        self.transport.pause_reading()  # what lies behind STARTTLS in clear fails as TLS; start_tls reads again
-        self._pending = self._site.loop.create_task(self._start_tls())
+        transport, context = self.transport, self.tls_context
+        if transport is None or context is None:
+            return
+        if isinstance(transport, Stream):
+            transport.begin_tls(context, self._site.tls_timeout)
+            return
+        transport.pause_reading()  # what lies behind STARTTLS in clear fails as TLS; start_tls reads again
+        self._pending = self._site.loop.create_task(self._start_tls(transport, context))
 
-    async def _start_tls(self) -> None:
-        site, transport = self._site, self.transport
-        context = self.tls_context
-        if context is None or transport is None or transport.is_closing():
+    async def _start_tls(self, transport: asyncio.Transport, context: ssl.SSLContext) -> None:
+        if transport.is_closing():
             return
         secured: asyncio.Transport | None = None
         self.handshake()
         try:
-            if isinstance(transport, Stream):
-                secured = await self._handshake(transport, context)
-            else:
-                secured = await site.loop.start_tls(
-                    transport, self, context, server_side=True, ssl_handshake_timeout=site.tls_timeout
-                )
-        except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
+            secured = await self._site.loop.start_tls(
+                transport, self, context, server_side=True, ssl_handshake_timeout=self._site.tls_timeout
+            )
+        except OSError as error:  # ssl.SSLError and TimeoutError are, too
             self.tls_failed(error)
         finally:
             self._pending = None
             if secured is None or self.closed:
                 # The loops do not always tell of the end of a connection in the midst of a handshake.
                 transport.abort()
-                site.loop.call_soon(self.connection_lost, None)
-        if secured is None or self.closed:
-            return
+                self._site.loop.call_soon(self.connection_lost, None)
+        if secured is not None and not self.closed:
+            self.transport = secured
+            self._paused = False
+            self.tls_begun()
+
+    def tls_begun(self) -> None:
+        """Called when the handshake after STARTTLS is done."""
+        assert self.transport is not None
         self.engine.counters.add(_TLS_OK)
-        self.transport = secured
-        self._paused = False
-        self.secured(secured.get_extra_info("ssl_object"), secured.write)
-        if site.plan.starttls is not None and not await self._accepts_tls(site.plan.starttls):
+        self.secured(self.transport.get_extra_info("ssl_object"), self.transport.write)
+        hook = self._site.plan.starttls
+        if hook is None:
+            self.go_on()
+        else:
+            self.hold_back()  # nothing is done for a client that may not be trusted
+            self._pending = self._site.loop.create_task(self._judge_tls(hook))
+
+    async def _judge_tls(self, hook: Call) -> None:
+        if not await self._accepts_tls(hook):
             self.distrust()
+        self._pending = None
         self.go_on()
-
-    async def begin_tls(self, stream: Stream) -> None:
-        """Begins with TLS, before anything is said."""
-        context = self.tls_context
-        assert context is not None
-        self.session.peer = stream.get_extra_info("peername")
-        try:
-            await self._handshake(stream, context)
-        except OSError as error:
-            self.tls_failed(error)
-
-    async def _handshake(self, stream: Stream, context: ssl.SSLContext) -> asyncio.Transport:
-        site = self._site
-        secured, _ = await site.loop.connect_accepted_socket(
-            lambda: self, stream.detach(), ssl=context, ssl_handshake_timeout=site.tls_timeout
-        )
-        return secured
 
     def tls_failed(self, error: Exception) -> None:
         """Called when the handshake came to nothing; the connection is closed."""

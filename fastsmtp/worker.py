@@ -162,7 +162,8 @@ class Worker:
     def _begin(self, stream: Stream, tls: bool) -> None:
         connection = self._connection(self._engine, self._site, tls)
         if tls:
-            self._site.handshake(connection.begin_tls(stream))
+            connection.session.peer = stream.get_extra_info("peername")
+            stream.begin(connection, self._tls, self._config.tls_handshake_timeout)
         else:
             stream.begin(connection)
 
@@ -234,10 +235,8 @@ class Worker:
         await asyncio.sleep(0)  # what was closed gets its turn to go
         for dialogue in rest:
             cast("Connection", dialogue).abort()
-        for handshake in self._site.handshakes:
-            handshake.cancel()
         for _ in range(_TURNS_TO_GO):
-            if self._engine.live or self._site.handshakes:
+            if self._engine.live:
                 await asyncio.sleep(0)
         if self._site.goodbyes:
             await asyncio.wait(self._site.goodbyes, timeout=_GOODBYES)
@@ -274,6 +273,8 @@ def tls_context(config: Config) -> ssl.SSLContext | None:
     if config.tls_certificate is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.options |= ssl.OP_NO_RENEGOTIATION  # a client could have it done over and over
+    context.num_tickets = 1  # OpenSSL makes two for each new session, and mail clients use none or one
     try:
         context.load_cert_chain(config.tls_certificate, config.tls_key)
     except (ssl.SSLError, OSError) as error:

@@ -14,7 +14,18 @@ PACKAGE = Path(fastsmtp.__file__).parent
 # From the ground up. A module imports from the layers before its own, and from its own without a circle.
 LAYERS = (
     ("_version", "errors"),
-    ("_rules", "_envelope", "_engine", "_reception", "_wire", "_stream", "_commands", "_core", "_load"),
+    (
+        "_rules",
+        "_envelope",
+        "_engine",
+        "_reception",
+        "_wire",
+        "_secure",
+        "_stream",
+        "_commands",
+        "_core",
+        "_load",
+    ),
     ("replies", "body", "proxy_protocol"),
     ("envelope", "sockets", "block", "metrics", "config"),
     ("hooks", "sasl", "proxied", "sinks"),

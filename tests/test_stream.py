@@ -285,29 +285,6 @@ async def test_a_stream_that_nobody_begins_is_closed(sets: bool) -> None:
     poller.close()
 
 
-@both_ways
-@on_both_loops
-async def test_a_stream_gives_its_socket_away(sets: bool) -> None:
-    loop = asyncio.get_running_loop()
-    poller = Poller(loop, sets=sets)
-    streams: list[Stream] = []
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        listening.setblocking(False)
-        entrance = Entrance(poller, listening, streams.append, pytest.fail)
-        entrance.open()
-        with socket.create_connection(listening.getsockname()[:2]) as client:
-            await until(lambda: streams)
-            entrance.shut()
-            with streams[0].detach() as sock:
-                assert streams[0].is_closing()
-                streams[0].write(b"nobody hears this")
-                streams[0].abort()
-                poller.see_off()
-                await loop.sock_sendall(sock, b"hello")
-                assert client.recv(100) == b"hello"
-    poller.close()
-
-
 # --- TLS from the first octet -------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint8_t
 
+from fastsmtp._secure cimport Seal
 from fastsmtp._wire cimport Wire
 
 cdef extern from "sys/socket.h":
@@ -34,6 +35,8 @@ cdef class Poller:
     cdef object _loop
     cdef bint looking
     cdef list leaving
+    cdef set shaking    # streams whose TLS handshake is not done
+    cdef char *sealed   # where what is received under TLS lies for a moment
 
     cdef int _add(self, Watched watched, int wanted) except -1
     cdef int _change(self, Watched watched, int wanted) except -1
@@ -60,12 +63,18 @@ cdef class Entrance(Watched):
 cdef class Stream(Watched):
     cdef Wire wire
     cdef bytearray unsent
-    cdef bint closing, left, at_end, choked, lent
-    cdef object error, _socket
+    cdef Seal seal
+    cdef bint closing, left, at_end, choked, lent, made
+    cdef object error, timer, _socket
     cdef Address address
 
     cdef int _write(self, const char *p, size_t n) except -1
+    cdef int _made(self) except -1
     cdef int _receive(self) except -1
+    cdef int _unseal(self) except -1
+    cdef int _secured(self) except -1
+    cdef int _tls_failed(self, error) except -1
+    cdef int _pass_on(self, bytes octets) except -1
     cdef int _end_of_input(self) except -1
     cdef int _send_rest(self) except -1
     cdef int _keep(self, const char *p, size_t n) except -1

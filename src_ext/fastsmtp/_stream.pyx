@@ -3,12 +3,13 @@
 
 All sockets of a worker are in one set (epoll), and the event loop watches only that: accepting, receiving and sending
 are system calls from C, and Python is called for a connection when it begins and when it ends. Where there are no such
-sets, the loop watches each socket. Knows descriptors, readiness, what is unsent, and the end of a connection. Refuses
-to know what is said, and TLS: a stream that is to be secured gives its socket away.
+sets, the loop watches each socket. Knows descriptors, readiness, when TLS begins, what is unsent, and the end of a
+connection. Refuses to know what is said.
 """
 
 from asyncio.trsock import TransportSocket
 from socket import socket
+from ssl import SSLError
 
 import cython
 
@@ -17,8 +18,10 @@ from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndS
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, errno
+from libc.stdlib cimport free, malloc
 from libc.string cimport memset, strerror
 
+from fastsmtp._secure cimport Seal
 from fastsmtp._wire cimport Wire
 
 cdef extern from "sys/socket.h":
@@ -60,6 +63,7 @@ cdef enum:
     LOOKS = 4               # at the set, before the loop has its turn: a look is cheaper than a turn
     FOUND = 64              # sockets that are served after one look
     ACCEPTS = 16            # connections accepted at once: a burst shall not all be one worker's
+    SEALED = 128 * 1024     # octets of one read under TLS
     MUCH_UNSENT = 64 * 1024     # beyond this the dialogue waits until the client reads
 
 HAS_SETS = bool(READINESS_SETS)
@@ -86,6 +90,7 @@ cdef class Poller:
     def __init__(self, loop, *, bint sets=True):
         self._loop = loop
         self.leaving = []
+        self.shaking = set()
         if sets and READINESS_SETS:
             self.set = readiness_open()
             if self.set < 0:
@@ -95,9 +100,12 @@ cdef class Poller:
     def __dealloc__(self):
         if self.set >= 0:
             close(self.set)
+        free(self.sealed)
 
     def close(self):
-        """Looks no more. Streams that are still open are to be aborted before."""
+        """Looks no more, and ends handshakes under way. Streams that are connected are to be aborted before."""
+        for stream in tuple(self.shaking):
+            stream.abort()
         self.see_off()
         if self.set >= 0:
             self._loop.remove_reader(self.set)
@@ -107,6 +115,7 @@ cdef class Poller:
     def look(self):
         """Serves the sockets that are ready."""
         cdef readiness found[FOUND]
+        cdef Watched watched
         cdef int i, n
         for _ in range(LOOKS):
             n = readiness_look(self.set, found, FOUND)
@@ -115,7 +124,8 @@ cdef class Poller:
             self.looking = True
             try:
                 for i in range(n):
-                    self._serve(<Watched>readiness_owner(&found[i]), readiness_what(&found[i]))
+                    watched = <Watched>readiness_owner(&found[i])   # held, as it may leave the set meanwhile
+                    self._serve(watched, readiness_what(&found[i]))
             finally:
                 self.looking = False
             if self.leaving:
@@ -217,8 +227,8 @@ cdef class Watched:
 
 @cython.final
 cdef class Entrance(Watched):
-    """A listening socket, which stays its owner's. ``accepted`` is called with each new stream, which it begins or
-    gives away; ``failed`` with the ``OSError`` if there can be none, after which nothing is accepted until ``open``.
+    """A listening socket, which stays its owner's. ``accepted`` is called with each new stream, which it begins;
+    ``failed`` with the ``OSError`` if there can be none, after which nothing is accepted until ``open``.
     """
 
     def __init__(self, Poller poller not None, listening, accepted, failed):
@@ -270,33 +280,49 @@ cdef class Entrance(Watched):
 
 @cython.final
 cdef class Stream(Watched):
-    """An accepted connection, as a transport of its dialogue: it has the methods of ``asyncio.Transport`` that a
-    protocol uses.
+    """An accepted connection, in clear or under TLS, as a transport of its dialogue: it has the methods of
+    ``asyncio.Transport`` that a protocol uses.
     """
 
     def __dealloc__(self):
         if self.fd >= 0 and not self.lent:
             close(self.fd)
 
-    def begin(self, Wire wire not None):
-        """Serves the connection with ``wire``, which is told by ``connection_made``."""
+    def begin(self, Wire wire not None, context=None, double timeout=0):
+        """Serves the connection with ``wire``, whose ``connection_made`` is called now, or after a TLS handshake with
+        ``context``, which takes at most ``timeout`` seconds; if that fails, only ``tls_failed`` is called.
+        """
         self.wire = wire
         self.poller._add(self, READY_READ)
+        if context is None:
+            self._made()
+        else:
+            self.begin_tls(context, timeout)
+
+    def begin_tls(self, context, double timeout):
+        """Begins TLS: what comes from now on is the client's part of a handshake. At its end ``tls_begun`` or
+        ``tls_failed`` is called.
+        """
+        self.seal = Seal(context)
+        if self.poller.sealed == NULL:
+            self.poller.sealed = <char *>malloc(SEALED)
+            if self.poller.sealed == NULL:
+                raise MemoryError()
+        self.poller.shaking.add(self)
+        self.timer = self.poller._loop.call_later(timeout, self._too_long, timeout)
+
+    def _too_long(self, double timeout):
+        if self.seal.shaking and not self.left:
+            self._tls_failed(TimeoutError(f"it was not done after {timeout:g} s"))
+
+    cdef int _made(self) except -1:
+        self.made = True
         try:
-            wire.connection_made(self)
+            self.wire.connection_made(self)
         except BaseException:
             self._leave(None)
             raise
-
-    def detach(self):
-        """The connection's socket, non-blocking, for somebody else to serve; the stream is at its end without it."""
-        sock = self._its_socket()
-        self.lent = False
-        self._socket = None
-        self.wire = None
-        self._leave(None)
-        self.fd = -1
-        return sock
+        return 0
 
     # --- what a protocol calls ------------------------------------------------------------------------------
 
@@ -304,6 +330,10 @@ cdef class Stream(Watched):
     def write(self, data):
         """Sends ``data``, or keeps what the client does not take yet."""
         cdef Py_buffer buffer
+        if self.left or self.closing:
+            return
+        if self.seal is not None:
+            data = self.seal.sealed(data)
         if isinstance(data, bytes):
             self._write(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
         else:
@@ -315,8 +345,6 @@ cdef class Stream(Watched):
 
     cdef int _write(self, const char *p, size_t n) except -1:
         cdef ssize_t sent = 0
-        if self.left or self.closing:
-            return 0
         if self.unsent is None:
             sent = send(self.fd, p, n, MSG_NOSIGNAL)
             if sent < 0:
@@ -340,12 +368,18 @@ cdef class Stream(Watched):
 
     def close(self):
         """Ends the connection when all is sent."""
-        if not self.closing and not self.left:
-            self.closing = True
-            if self.unsent is None:
+        if self.closing or self.left:
+            return
+        if self.seal is not None:
+            if self.seal.shaking:
                 self._leave(None)
             else:
-                self._want(READY_WRITE)
+                self._pass_on(self.seal.parting())
+        self.closing = True
+        if self.unsent is None:
+            self._leave(None)
+        else:
+            self._want(READY_WRITE)
 
     def abort(self):
         """Ends the connection now."""
@@ -363,15 +397,28 @@ cdef class Stream(Watched):
         """Receives again."""
         if not self.closing and not self.at_end:
             self._want(self.wanted | READY_READ)
+            if self.seal is not None and self.seal.waiting():
+                self.poller._loop.call_soon(self.unseal)    # no readiness of the socket tells of it
 
     def get_write_buffer_size(self):
         """How many octets are unsent."""
         return 0 if self.unsent is None else PyByteArray_GET_SIZE(self.unsent)
 
     def get_extra_info(self, str name not None, default=None):
-        """``peername``, ``sockname`` or ``socket``, as asyncio's transports tell them."""
+        """``peername``, ``sockname``, ``socket``, ``ssl_object``, ``sslcontext``, ``cipher``, ``compression`` or
+        ``peercert``, as asyncio's transports tell them.
+        """
         if name == "peername":
             return self._peer()
+        if self.seal is not None:
+            if name == "ssl_object":
+                return self.seal.ssl
+            if name == "sslcontext":
+                return self.seal.ssl.context
+            if name == "peercert":
+                return self.seal.ssl.getpeercert()
+            if name == "cipher" or name == "compression":
+                return getattr(self.seal.ssl, name)()
         if self.fd < 0:
             return default
         if name == "sockname":
@@ -395,11 +442,15 @@ cdef class Stream(Watched):
         return 0
 
     cdef int _receive(self) except -1:
-        cdef size_t room
-        cdef char *p = self.wire.room(&room)
+        cdef size_t room = SEALED
+        cdef char *p = self.poller.sealed if self.seal is not None else self.wire.room(&room)
         cdef ssize_t n = recv(self.fd, p, room, 0)
         if n > 0:
-            self.wire.received(n)
+            if self.seal is None:
+                self.wire.received(n)
+            else:
+                self.seal.take(p, n)
+                self._unseal()
         elif n == 0:
             self._end_of_input()
         elif not passing():
@@ -408,7 +459,9 @@ cdef class Stream(Watched):
 
     cdef int _end_of_input(self) except -1:
         self.at_end = True
-        if self.wire.eof_received():
+        if self.seal is not None and self.seal.shaking:
+            self._tls_failed(ConnectionResetError("the client ended the connection"))
+        elif self.wire.eof_received():
             self._want(self.wanted & ~READY_READ)
         else:
             self.close()
@@ -433,6 +486,64 @@ cdef class Stream(Watched):
             self.wire.resume_writing()
         return 0
 
+    # --- TLS ------------------------------------------------------------------------------------------------
+
+    def unseal(self):
+        """Takes what has come and was not read while reading was paused."""
+        if not self.left:
+            self._unseal()
+            if self.poller.leaving and not self.poller.looking:
+                self.poller.see_off()
+
+    cdef int _unseal(self) except -1:
+        cdef Seal seal = self.seal
+        cdef size_t room, n
+        cdef char *p
+        if seal.shaking:
+            try:
+                done = seal.shake()
+            except (SSLError, OSError) as error:
+                self._pass_on(seal.out())   # an alert
+                return self._tls_failed(error)
+            self._pass_on(seal.out())
+            if not done:
+                return 0
+            self._secured()
+        while self.wanted & READY_READ and not seal.ended:
+            p = self.wire.room(&room)
+            try:
+                n = seal.read(p, room)
+            except (SSLError, OSError) as error:
+                self._pass_on(seal.out())
+                return self._leave(error)
+            self._pass_on(seal.out())
+            if n == 0:
+                break
+            self.wire.received(n)
+        if seal.ended and not self.left and not self.at_end:
+            self._end_of_input()
+        return 0
+
+    cdef int _secured(self) except -1:
+        self.poller.shaking.discard(self)
+        self.timer.cancel()
+        self.timer = None
+        if self.made:
+            self.wire.tls_begun()
+            return 0
+        return self._made()
+
+    cdef int _tls_failed(self, error) except -1:
+        if not self.left:
+            self.wire.tls_failed(error)
+            self._leave(error)
+        return 0
+
+    cdef int _pass_on(self, bytes octets) except -1:
+        if octets and not self.left:
+            self._write(PyBytes_AS_STRING(octets), PyBytes_GET_SIZE(octets))
+        return 0
+
     # --- the end --------------------------------------------------------------------------------------------
 
     cdef int _failed(self, error) except -1:
@@ -443,8 +554,12 @@ cdef class Stream(Watched):
             self.left = True
             self.error = error
             self.unsent = None
+            if self.timer is not None:
+                self.timer.cancel()
+                self.timer = None
+                self.poller.shaking.discard(self)
+            self.poller._leave(self)    # which holds it, as the set does no more
             self.poller._remove(self)
-            self.poller._leave(self)
         return 0
 
     cdef int _see_off(self) except -1:

@@ -50,8 +50,7 @@ cdef class Wire:
     # where it is
     cdef uint8_t phase, asking
     cdef bint starting_tls      # Python does STARTTLS
-    cdef bint last_cr, long_line, held_back, spoke, connected
-    cdef readonly bint in_handshake     # TLS has begun, and is not there yet
+    cdef bint last_cr, long_line, held_back, in_handshake, spoke, connected
     cdef unsigned errors
     cdef double last            # monotonic seconds
 
