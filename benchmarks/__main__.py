@@ -26,6 +26,7 @@ from .latency import RATES, SECONDS, latencies
 from .lifetime import ROLLS, STARTS, rolls, starts
 from .machine import describe, versions
 from .rows import EVERYONE, FASTER, GROUPS, ROWS, Row
+from .tuning import SWEEPS
 
 IDLE = (1_000, 15_000)
 STARTED = (*EVERYONE, "postfix")
@@ -301,6 +302,28 @@ def lifetime_command(only: str | None, json_path: Path | None) -> None:
     show("lifetime", found, tables, gaps, json_path)
 
 
+@main.command("tuning")
+@option_repeat
+@option_pin
+@option_json
+def tuning_command(repeat: int, pin: bool, json_path: Path | None) -> None:
+    """What fastsmtp's settings do, one at a time."""
+    rows = [row for row, _ in SWEEPS]
+    terms = Terms(rounds=repeat, pins=pinned(pin))
+    need_client(rows)
+    ours = next(each for each in CONTENDERS if each.name == "fastsmtp")
+    result: dict[str, Any] = {"benchmark": "tuning", **facts([ours], terms.pins), "gaps": {}, "rows": {}}
+    with certified(terms, rows) as terms:
+        for row, servers in SWEEPS:
+            result["rows"][row.name] = as_json(row, compare(row, servers, terms, say), {})
+            print(f"\n{report.row_text(row.name, result['rows'][row.name])}", flush=True)
+    finish(
+        result,
+        json_path,
+        any(cell["failures"] for row in result["rows"].values() for cell in row["cells"].values()),
+    )
+
+
 @main.command("peers")
 def peers_command() -> None:
     """Install the servers to compare with, or find them."""
@@ -321,15 +344,22 @@ def list_command() -> None:
 
 @main.command("report")
 def report_command() -> None:
-    """Put the results of benchmarks/results/*.json into benchmarks/README.md, and draw benchmarks/plots."""
+    """Put the results of benchmarks/results/*.json into benchmarks/README.md and docs/tuning.md, and draw the plots."""
     from .plots import draw  # here, as nothing else needs matplotlib
 
     files = sorted(report.RESULTS.glob("*.json"))
     if not files:
         raise click.ClickException(f"no results in {report.RESULTS}; make some with --json")
     results = [json.loads(file.read_text()) for file in files]
-    report.write_readme(results, draw(results, report.README.parent))
-    print(f"{report.README}: {', '.join(file.stem for file in files)}")
+    plots = draw(results, report.README.parent)
+    tuning = {f"../benchmarks/{path}": title for path, title in plots.items() if "tuning" in path}
+    others = {path: title for path, title in plots.items() if "tuning" not in path}
+    for page, pictures, those in (
+        (report.README, others, [each for each in results if each["benchmark"] != "tuning"]),
+        (report.TUNING, tuning, [each for each in results if each["benchmark"] == "tuning"]),
+    ):
+        report.write_page(page, those, pictures)
+    print(f"{report.README}, {report.TUNING}: {', '.join(file.stem for file in files)}")
 
 
 def end(number: int, frame: FrameType | None) -> NoReturn:

@@ -8,6 +8,7 @@ import resource
 import statistics
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from .serving import serving
 # Ephemeral ports are some 28,000 for each source address; 127.0.0.0/8 has addresses enough.
 PER_ADDRESS = 5000
 WARM_UP = 20
+OPENED_AT_ONCE = 50
 NEW_CLIENTS = 100
 REST_SECONDS = 3.0
 SPARE_DESCRIPTORS = 200
@@ -41,10 +43,16 @@ def source_address(number: int) -> str:
 @contextmanager
 def idlers(server: Server, count: int) -> Iterator[None]:
     """That many connections, greeted and through EHLO."""
-    with ExitStack() as stack:
-        for number in range(count):
-            client = stack.enter_context(Client(server.port, source=source_address(number)))
-            client.hello("idle.example")
+
+    def idler(number: int) -> Client:
+        client = Client(server.port, source=source_address(number))
+        client.hello("idle.example")
+        return client
+
+    # Some at once, as there are servers that wait a tenth of a second before they greet.
+    with ExitStack() as stack, ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+        for client in pool.map(idler, range(count)):
+            stack.enter_context(client)
         yield
 
 

@@ -248,6 +248,15 @@ def idle_bars(tables: Sequence[Json]) -> Figure | None:
     return bars(panels, title, len(panels)) if panels else None
 
 
+def tuning_bars(rows: Mapping[str, Json]) -> Figure | None:
+    panels = {
+        f"{name}: {row['title']}": found
+        for name, row in rows.items()
+        if row["group"] == "tuning" and (found := costs(row))
+    }
+    return bars(panels, "What settings do: server CPU per message, µs", 2) if panels else None
+
+
 def draw(results: Sequence[Json], beside: Path) -> dict[str, str]:
     """Write all pictures that the results allow into `plots` of that folder; returns titles by their paths."""
     rows: dict[str, Json] = {}
@@ -263,6 +272,7 @@ def draw(results: Sequence[Json], beside: Path) -> dict[str, str]:
             "sizes": ("CPU per message by size", size_curve(rows)),
             "workers": ("CPU per message by workers", worker_curve(rows)),
             "latency": ("Waits by offered load", latency_curves(tables.get("latency", ()))),
+            "tuning": ("What settings do", tuning_bars(rows)),
             "idle": ("Memory of idle connections", idle_bars(tables.get("idle", ()))),
         }
         folder = beside / PLOTS

@@ -8,6 +8,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .process import ROOT
@@ -15,6 +16,7 @@ from .rows import FLOOR
 
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "benchmarks" / "README.md"
+TUNING = ROOT / "docs" / "tuning.md"
 BEGIN, END = "<!-- results: written by `python -m benchmarks report` -->", "<!-- end of results -->"
 CLIENTS = {"smtp-source": "smtp-source", "bench": "`fastsmtp bench`"}
 
@@ -86,11 +88,14 @@ def best_peer(row: Json, server: str) -> str | None:
 
 
 def yardstick(row: Json) -> str | None:
-    """What costs are divided by: the floor's, or where it cannot be the cheapest peer's."""
+    """What costs are divided by: the floor's, or where it cannot be the cheapest peer's, or the first server's."""
     if FLOOR in row["servers"]:
         return FLOOR
-    peers = {name: cell["cpu"] for name, cell in measured(row).items() if is_peer(name)}
-    return min(peers, key=lambda name: peers[name]) if peers else None
+    cells = measured(row)
+    peers = {name: cell["cpu"] for name, cell in cells.items() if is_peer(name)}
+    if peers:
+        return min(peers, key=lambda name: peers[name])
+    return next(iter(cells), None)
 
 
 @dataclass(frozen=True)
@@ -264,7 +269,7 @@ def figures_text(each: Json) -> str:
     )
 
 
-# --- README.md --------------------------------------------------------------------------------------------------
+# --- the pages --------------------------------------------------------------------------------------------------
 
 
 def result_text(result: Json) -> str:
@@ -279,13 +284,13 @@ def result_text(result: Json) -> str:
     )
 
 
-def write_readme(results: Sequence[Json], plots: Mapping[str, str]) -> None:
-    """Put results and pictures between the marks in README.md, in place of those that were there.
+def write_page(page: Path, results: Sequence[Json], plots: Mapping[str, str]) -> None:
+    """Put results and pictures between the marks of a page, in place of those that were there.
 
-    `plots` are titles by path, seen from README.md.
+    `plots` are titles by path, seen from the page.
     """
     pictures = "\n\n".join(f"![{title}]({path})" for path, title in plots.items())
     text = paragraphs(pictures, *(result_text(each) for each in results))
-    before, _, rest = README.read_text().partition(BEGIN)
+    before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    README.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")

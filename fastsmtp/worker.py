@@ -175,7 +175,7 @@ class Worker:
         """
         assert self._loads is not None
         loads = self._loads()
-        return len(loads) > 1 and len(self._engine.live) > sum(loads) / len(loads) + 1
+        return len(loads) > 1 and len(self._engine.live) > sum(loads) / len(loads) * 17 / 16 + 1
 
     # --- time -----------------------------------------------------------------------------------------------
 
@@ -200,8 +200,8 @@ class Worker:
     async def drain(self, patience: float) -> None:
         """Stops accepting, lets messages under way finish for at most ``patience`` seconds, and closes.
 
-        A client is told 421 4.3.2 at its next command; one that is silent between two messages, after a
-        second.
+        A client is told 421 4.3.2 at its next command, unless that is for a message it has begun or for its
+        first; one that is silent between two messages, after a second.
         """
         self.leave()
         self._engine.draining = True

@@ -207,17 +207,14 @@ def test_the_summary_tells_who_is_first_by_how_much_and_which_goal_is_missed() -
     ]
 
 
-def test_the_readme_gets_results_and_pictures_in_place_of_older_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_page_gets_results_and_pictures_in_place_of_older_ones(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{report.BEGIN}\nolder\n{report.END}\nafter\n")
-    monkeypatch.setattr(report, "README", readme)
     tables = [
         {"title": "100 idle", "servers": {"floor": {"MiB": 1.5}}, "failures": {"bonzo": "it said nothing"}}
     ]
     result = {"machine": {"kernel": "Linux 6.1"}, "gaps": {"haraka": "not installed"}, "tables": tables}
-    report.write_readme([result], {"plots/idle.svg": "Memory"})
+    report.write_page(readme, [result], {"plots/idle.svg": "Memory"})
     before, text, after = readme.read_text().replace(report.END, report.BEGIN).split(report.BEGIN)
     assert (before, after) == ("before\n", "\nafter\n")
     assert text.strip().split("\n\n") == [

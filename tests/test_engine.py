@@ -235,9 +235,26 @@ def test_draining_refuses_the_next_command_and_finishes_a_message() -> None:
     busy.feed(b"hi\r\n.\r\n")
     assert last(busy) == "250 2.0.0"
     assert not busy.hung_up
-    for script in (busy, idle):
+    for script, command in ((busy, b"MAIL FROM:<a@b.example>\r\n"), (idle, b"NOOP\r\n")):
         assert script.quiet
-        script.feed(b"MAIL FROM:<a@b.example>\r\n")
+        script.feed(command)
+        assert last(script) == "421 4.3.2"
+        assert script.hung_up
+
+
+def test_draining_takes_the_message_that_a_connection_is_there_for() -> None:
+    engine = make_engine()
+    greeted, begun = Script(engine), Script(engine)
+    begun.feed(HELLO + TO_DATA + b"1\r\n.\r\nMAIL FROM:<a@b.example>\r\n")
+    engine.draining = True
+    greeted.feed(HELLO + b"MAIL FROM:<a@b.example>\r\n")
+    for script in (greeted, begun):
+        assert last(script) == "250 2.1.0"
+        script.feed(b"RCPT TO:<c@d.example>\r\nDATA\r\n")
+        assert last(script)[:3] == "354"
+        script.feed(b"hi\r\n.\r\n")
+        assert last(script) == "250 2.0.0"
+        script.feed(HELLO)
         assert last(script) == "421 4.3.2"
         assert script.hung_up
 

@@ -15,6 +15,7 @@ cdef class Commands(Wire):
     cdef public Envelope envelope
     cdef uint8_t state
     cdef bint distrusted, rcpt_tried, transaction
+    cdef bint served    # a message of this connection came to its end
     cdef dict calls             # how often each command came, where that is limited
     cdef unsigned taken         # recipients
     cdef size_t listed          # recipients in the envelope before the hook for the next was asked
@@ -25,6 +26,7 @@ cdef class Commands(Wire):
     cdef int _settle(self, int kind, int code) except -1
     cdef int _finish_performing(self) except -1
     cdef int _command(self, const char *line, size_t n) except -1
+    cdef bint _is_awaited(self, command *c) noexcept
     cdef int _bad_octets(self, command *c, const char *line, size_t n, bint bad) except -1
     cdef size_t _longest(self, command *c) except 0
     cdef size_t _room_for_parameters(self) except? 0

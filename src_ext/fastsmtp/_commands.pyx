@@ -74,6 +74,9 @@ RCPT_REFUSALS[:] = [0, REPLY_RCPT_SYNTAX, REPLY_RCPT_ADDRESS, REPLY_PARAMETER_VA
 cdef unsigned CLEAR_VERBS[2]
 CLEAR_VERBS[True] = 1 << VERB_NOOP | 1 << VERB_EHLO | 1 << VERB_LHLO | 1 << VERB_STARTTLS | 1 << VERB_QUIT
 CLEAR_VERBS[False] = CLEAR_VERBS[True] | 1 << VERB_KNOWN | 1 << VERB_FOREIGN | 1 << VERB_UNKNOWN
+# What leads to a message.
+cdef unsigned MESSAGE_VERBS = (1 << VERB_HELO | 1 << VERB_EHLO | 1 << VERB_LHLO | 1 << VERB_STARTTLS | 1 << VERB_AUTH
+                               | 1 << VERB_MAIL | 1 << VERB_RCPT | 1 << VERB_DATA)
 # What may only be said after AUTH where that is required.
 cdef unsigned AUTH_VERBS = 1 << VERB_HELP | 1 << VERB_VRFY | 1 << VERB_MAIL | 1 << VERB_RCPT | 1 << VERB_DATA
 
@@ -157,7 +160,7 @@ cdef class Commands(Wire):
         if not rules.verbs >> <int>c.verb & 1:
             c.verb = <verb>rules.unoffered
         engine.counters.bump(COMMANDS + <int>c.verb, 1)
-        if engine.draining and c.verb != VERB_QUIT:
+        if engine.draining and c.verb != VERB_QUIT and not self._is_awaited(&c):
             engine.counters.bump(CONNECTIONS_REJECTED + REJECTED_DRAIN, 1)
             self._say(REPLY_SHUTDOWN)
             return self._close()
@@ -176,6 +179,12 @@ cdef class Commands(Wire):
             self.starting_tls = c.verb == VERB_STARTTLS
             return self._ask(ASK_COMMAND, (self._verb(&c), argument), None)
         return self._perform(&c)
+
+    cdef bint _is_awaited(self, command *c) noexcept:
+        """Whether a server that goes away still does a command: one for a message that was begun, or for the first of
+        its connection. So a client that had just been greeted need not come again.
+        """
+        return (self.transaction or not self.served) and MESSAGE_VERBS >> <int>c.verb & 1
 
     cdef int _bad_octets(self, command *c, const char *line, size_t n, bint bad) except -1:
         """The reply to octets that are not ASCII or that no line may have, or 0."""
@@ -479,6 +488,7 @@ cdef class Commands(Wire):
         cdef content *c = &reception.content
         cdef int refusal = reception.refusal()
         self.phase = PHASE_COMMAND
+        self.served = True
         counters.measure(MESSAGE_SIZE, <double>c.size)
         counters.measure(DATA_READ, monotonic() - reception.began)
         if c.bare_cr or c.bare_lf:

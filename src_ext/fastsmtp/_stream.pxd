@@ -35,6 +35,7 @@ cdef class Poller:
     cdef object _loop
     cdef bint looking
     cdef list leaving
+    cdef public object relieved     # called when streams have left, if set
     cdef set shaking    # streams whose TLS handshake is not done
     cdef char *sealed   # where what is received under TLS lies for a moment
 

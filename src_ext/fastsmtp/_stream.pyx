@@ -82,7 +82,9 @@ cdef inline bint passing() noexcept:
 
 @cython.final
 cdef class Poller:
-    """The sockets of one event loop. ``sets`` says whether to use a set of the system, where there is one."""
+    """The sockets of one event loop. ``sets`` says whether to use a set of the system, where there is one;
+    ``relieved``, if set, is called when connections have ended.
+    """
 
     def __cinit__(self):
         self.set = -1
@@ -151,6 +153,8 @@ cdef class Poller:
                     stream._see_off()
                 except Exception as error:
                     self._loop.call_exception_handler({"message": "connection_lost failed", "exception": error})
+            if self.relieved is not None:
+                self.relieved()
 
     cdef int _leave(self, Stream stream) except -1:
         # Not at once: it may be in the midst of a turn.
