@@ -233,7 +233,7 @@ def idle_command(only: str | None, json_path: Path | None, counts: Sequence[int]
         need_descriptors(max(counts))
     except BenchmarkError as error:
         raise click.ClickException(str(error)) from None
-    contenders, gaps = available(only, EVERYONE)
+    contenders, gaps = available(only, FASTER)
     found = facts(contenders, Pins())
     tables = []
     for count in counts:
@@ -251,7 +251,7 @@ def idle_command(only: str | None, json_path: Path | None, counts: Sequence[int]
 )
 def large_command(only: str | None, json_path: Path | None, clients: int, size: int) -> None:
     """Large messages at once: peak memory, and the longest wait of a NOOP meanwhile."""
-    contenders, gaps = available(only, EVERYONE)
+    contenders, gaps = available(only, FASTER)
     found = facts(contenders, Pins())
     title = f"{clients} clients, {size:,} octets each, at once, one worker"
     tables = [each_server("large", title, clients, contenders, lambda each: large(each, clients, size))]
