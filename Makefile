@@ -49,7 +49,7 @@ format: .venv/linted-with
 
 # A copy of the tree is built with AddressSanitizer and UndefinedBehaviorSanitizer, and runs the tests of the core.
 SANITIZED_TESTS := tests/test_engine.py tests/test_dialogue.py tests/test_property.py tests/test_smuggling.py tests/test_lenient.py \
-  tests/test_connection.py tests/test_stream.py tests/test_load.py
+  tests/test_connection.py tests/test_stream.py tests/test_tls.py tests/test_load.py
 # What pyproject.toml has pip install for a build, for builds without pip.
 BUILD_NEEDS := 'setuptools>=77' 'Cython>=3.1,<4'
 SANITIZERS = $$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)
@@ -100,4 +100,4 @@ docs: build
 	$(BIN)/python -m fastsmtp.metrics > docs/metrics.md
 
 clean:
-	rm -rf build dist .venv *.egg-info fastsmtp/*.so src_ext/fastsmtp/_*.c
+	rm -rf build benchmarks/build dist .venv *.egg-info fastsmtp/*.so src_ext/fastsmtp/_*.c
