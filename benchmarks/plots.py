@@ -249,11 +249,7 @@ def idle_bars(tables: Sequence[Json]) -> Figure | None:
 
 
 def tuning_bars(rows: Mapping[str, Json]) -> Figure | None:
-    panels = {
-        f"{name}: {row['title']}": found
-        for name, row in rows.items()
-        if row["group"] == "tuning" and (found := costs(row))
-    }
+    panels = {name: found for name, row in rows.items() if row["group"] == "tuning" and (found := costs(row))}
     return bars(panels, "What settings do: server CPU per message, µs", 2) if panels else None
 
 
