@@ -60,5 +60,6 @@ setup(
         extensions,
         include_path=["src_ext"],
         compiler_directives={"language_level": 3, "linetrace": coverage},
-    )
+    ),
+    options={"build_ext": {"parallel": os.cpu_count() or 1}},
 )
