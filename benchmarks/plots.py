@@ -159,45 +159,53 @@ def curves(rows: Sequence[Json], key: Callable[[Json], float]) -> dict[str, dict
     return {name: points for name, points in found.items() if len(points) > 1}
 
 
+def cost_curve(
+    found: Mapping[str, Mapping[float, float]],
+    title: str,
+    *,
+    height: float,
+    text: Callable[[float], str] = plain,
+    label: str = "",
+) -> Figure | None:
+    """Costs by server over something that doubles; None if there are none."""
+    if not found:
+        return None
+    figure = Figure(figsize=(9.5, height), layout="constrained")
+    axes = figure.add_subplot()
+    for name, points in found.items():
+        line(axes, name, points)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    plain_numbers(axes, "x", text=text)
+    plain_numbers(axes, "y")
+    axes.set_xticks(sorted({value for points in found.values() for value in points}))
+    axes.set_xlabel(label)
+    axes.set_title(title)
+    legend(figure, axes)
+    return figure
+
+
 def size_curve(rows: Mapping[str, Json]) -> Figure | None:
     chosen = [
         row
         for name, row in rows.items()
         if row["group"] == "size" and row["load"]["kept"] and not name.endswith("-spilled")
     ]
-    found = curves(chosen, lambda row: row["load"]["size"])
-    if not found:
-        return None
-    figure = Figure(figsize=(9.5, 5.2), layout="constrained")
-    axes = figure.add_subplot()
-    for name, points in found.items():
-        line(axes, name, points)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    plain_numbers(axes, "x", text=octets)
-    plain_numbers(axes, "y")
-    axes.set_xticks(sorted({size for points in found.values() for size in points}))
-    axes.set_title("Server CPU per message, µs, by size of the message; kept connections")
-    legend(figure, axes)
-    return figure
+    return cost_curve(
+        curves(chosen, lambda row: row["load"]["size"]),
+        "Server CPU per message, µs, by size of the message; kept connections",
+        height=5.2,
+        text=octets,
+    )
 
 
 def worker_curve(rows: Mapping[str, Json]) -> Figure | None:
-    found = curves([row for row in rows.values() if row["group"] == "workers"], lambda row: row["workers"])
-    if not found:
-        return None
-    figure = Figure(figsize=(9.5, 4), layout="constrained")
-    axes = figure.add_subplot()
-    for name, points in found.items():
-        line(axes, name, points)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    plain_numbers(axes, "x", "y")
-    axes.set_xticks(sorted({count for points in found.values() for count in points}))
-    axes.set_xlabel("workers")
-    axes.set_title("Server CPU per message, µs, by workers; 4 KiB, a new connection each")
-    legend(figure, axes)
-    return figure
+    return cost_curve(
+        curves([row for row in rows.values() if row["group"] == "workers"], lambda row: row["workers"]),
+        "Server CPU per message, µs, by workers; 4 KiB, a new connection each",
+        height=4,
+        label="workers",
+    )
 
 
 def latency_curves(tables: Sequence[Json]) -> Figure | None:
