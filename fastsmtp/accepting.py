@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fastsmtp")
 
-# How long a worker that holds more than its share leaves new connections to the others, at most: until enough of its
-# own have ended. Long enough that pausing costs little, short enough that nobody notices when the others are busy too.
+# How long a worker that holds more than its share leaves new connections to the others: long enough that pausing costs
+# little, short enough that nobody notices when the others are busy too.
 _REST = 0.01
 # ... and how long one waits that could not accept for want of descriptors or memory.
 _RECOVERY = 1.0
@@ -59,12 +59,12 @@ class Accepting:
                 entrance.open()
 
     def stop(self) -> None:
-        """Accepts no more; the sockets are their owner's to close."""
+        """Accepts who waits, and then no more; the sockets are their owner's to close."""
         if self._resting is not None:
             self._resting.cancel()
             self._resting = None
         for entrance in self._entrances:
-            entrance.shut()
+            entrance.close()
         self._entrances.clear()
 
     def close(self) -> None:
@@ -76,14 +76,6 @@ class Accepting:
         self._begin(stream, tls)
         if self._crowded is not None and self._crowded():
             self._rest(_REST)
-            self._poller.relieved = self._look
-
-    def _look(self) -> None:
-        # With short connections all workers would soon rest, and nobody accept: 2 workers took 640 messages a
-        # second where one took 4,700.
-        if self._crowded is not None and self._resting is not None and not self._crowded():
-            self._resting.cancel()
-            self._wake()
 
     def _failed(self, error: OSError) -> None:
         log.error("cannot accept a connection: %s; trying again in %g s", error.strerror, _RECOVERY)
@@ -96,6 +88,6 @@ class Accepting:
             self._resting = self._loop.call_later(seconds, self._wake)
 
     def _wake(self) -> None:
-        self._resting = self._poller.relieved = None
+        self._resting = None
         for entrance in self._entrances:
             entrance.open()

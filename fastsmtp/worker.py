@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fastsmtp")
 
+# Connections are short where this many times those that are open have come lately.
+_SHORT = 4
+
 # While draining: how often to look, and how long a client may stay silent between messages before it is told.
 _DRAIN_STEP = 0.05
 _DRAIN_SILENCE = 1.0
@@ -83,6 +86,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._accepting = Accepting(self._loop, self._begin, self._crowded if loads is not None else None)
         self._left = False
+        self._lately = 0  # connections that came: half as many count with each tick
         keeps = sink is not None and sink.keeps
         plan = Plan(handler, deliver=_deliver(sink) if sink and keeps else None, discard=sink is not None)
         rules = Rules(
@@ -160,6 +164,7 @@ class Worker:
         self._accepting.add(listeners)
 
     def _begin(self, stream: Stream, tls: bool) -> None:
+        self._lately += 1
         connection = self._connection(self._engine, self._site, tls)
         if tls:
             connection.session.peer = stream.get_extra_info("peername")
@@ -168,18 +173,23 @@ class Worker:
             stream.begin(connection)
 
     def _crowded(self) -> bool:
-        """Whether this worker took more than its share.
+        """Whether this worker took more than its share of connections that stay.
 
         All workers wait on the same sockets, and the kernel tends to wake the same one: without this, 400
-        connections a millisecond apart were spread 189, 128, 80 and 3 over four workers.
+        connections a millisecond apart were spread 189, 128, 80 and 3 over four workers. Short connections are
+        best left like that: each goes to a worker that is idle, and who is seldom idle wakes seldom.
         """
         assert self._loads is not None
+        live = len(self._engine.live)
+        if self._lately > _SHORT * live:
+            return False
         loads = self._loads()
-        return len(loads) > 1 and len(self._engine.live) > sum(loads) / len(loads) * 17 / 16 + 1
+        return len(loads) > 1 and live > sum(loads) / len(loads) * 17 / 16 + 1
 
     # --- time -----------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
+        self._lately //= 2
         for dialogue, state in self._engine.tick(self._loop.time()):
             dialogue.expire(state)
         self._ticking = self._loop.call_later(self._tick_interval, self._tick)

@@ -164,21 +164,24 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
 
 
 def _reach(server: Server, pid: int) -> Client:
-    """A connection that the worker ``pid`` took: the kernel chooses, so it may need several tries."""
-    found: list[Client] = []
+    """A connection that the worker ``pid`` took. Those that others took stay meanwhile: who has more than its share
+    leaves the next ones to others, and short connections would all go to the same.
+    """
+    with contextlib.ExitStack() as others:
+        found: list[Client] = []
 
-    def reached() -> bool:
-        client = Client(server.addresses[0])
-        # One that ends just now may have taken it, and be gone, or say 421.
-        with contextlib.suppress(ConnectionError):
-            if client.reply().startswith("220 ") and client.say("NOOP") == f"250 2.0.0 {pid}":
-                found.append(client)
-                return True
-        client.close()
-        return False
+        def reached() -> bool:
+            client = Client(server.addresses[0])
+            # One that ends just now may have taken it, and be gone, or say 421.
+            with contextlib.suppress(ConnectionError):
+                if client.reply().startswith("220 ") and client.say("NOOP") == f"250 2.0.0 {pid}":
+                    found.append(client)
+                    return True
+            others.enter_context(client)
+            return False
 
-    await_true(reached, f"a connection to {pid}")
-    return found[0]
+        await_true(reached, f"a connection to {pid}")
+        return found[0]
 
 
 def _count(server: Server, words: str) -> int:

@@ -272,6 +272,29 @@ def test_400_connections_spread_over_4_workers(start: Start, loop: str, pause: f
     assert server.metrics()["fastsmtp_connections_total"] == 400
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc that tells of sleeps")
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_a_new_connection_wakes_one_worker(start: Start, loop: str) -> None:
+    """All are idle, and may take turns, but a worker that takes nothing sleeps on."""
+    server = start("--workers", "4", "--deliver", "discard:", "--loop", loop)
+    before = [sleeps(pid) for pid in server.workers.values()]
+    for _ in range(200):
+        with Client(server.addresses[0]) as client:
+            assert client.reply().startswith("220 ")
+            assert client.say("QUIT").startswith("221 ")
+    woken = sum(sleeps(pid) for pid in server.workers.values()) - sum(before)
+    print(f"\n200 connections woke 4 workers ({loop}) {woken} times")
+    # Connection, QUIT and end each wake one of them. When a connection woke all, it was 930 times and more.
+    assert 100 <= woken <= 700
+    assert server.end() == 0
+
+
+def sleeps(pid: int) -> int:
+    """How often a process has given up its CPU to wait."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+
+
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 def test_many_tls_handshakes_at_once_all_get_their_greeting(
     start: Start, certificate: Path, loop: str
@@ -316,6 +339,19 @@ def test_a_worker_without_free_descriptors_refuses_for_now_and_recovers(start: S
         with server.connect() as other:
             assert other.send(_message(2 * THRESHOLD)).startswith("250 ")
     assert sorted(map(len, delivered(mail))) == [500, 2 * THRESHOLD]
+    assert server.end() == 0
+
+
+def test_a_connection_is_taken_though_the_worker_that_was_woken_is_stopped(start: Start) -> None:
+    server = start("--workers", "2", "--handler", "who:Who", "--deliver", "discard:")
+    with server.connect() as client:
+        first = client.who()  # it waits first in line
+    os.kill(first, signal.SIGSTOP)
+    try:
+        with server.connect() as client:
+            assert client.who() != first
+    finally:
+        os.kill(first, signal.SIGCONT)
     assert server.end() == 0
 
 

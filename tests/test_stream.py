@@ -6,21 +6,23 @@ import os
 import resource
 import socket
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 import uvloop
 from dialogs import Dialog, load_all
-from servers import CONTENT, MAIL, Client, Keeps, counted, on_both_loops, port_of, serve, until
+from servers import CONTENT, HELLO, MAIL, Client, Keeps, counted, on_both_loops, port_of, serve, until
 from test_connection import allowed
 
 import fastsmtp
-from fastsmtp import Envelope, Session, accepting
+from fastsmtp import Envelope, Session, accepting, sockets
 from fastsmtp._stream import HAS_SETS, Entrance, Poller, Stream
+from fastsmtp.config import Config
 from fastsmtp.connection import Connection
+from fastsmtp.worker import Worker
 
 DIALOGS = [dialog for dialog in load_all() if allowed(dialog)]
 both_ways = pytest.mark.parametrize("sets", [True, False], ids=["set", "loop"])
@@ -168,6 +170,62 @@ async def test_a_server_without_descriptors_says_so_and_recovers(
             with Client(waiting) as client:
                 assert (await client.reply()).code == 220
     assert {record.levelno for record in caplog.records if "accept" in record.message} == {logging.ERROR}
+
+
+@both_ways
+@on_both_loops
+async def test_who_waits_when_a_server_leaves_is_served(sets: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system may have woken nobody else for that client."""
+    monkeypatch.setattr(accepting, "Poller", partial(Poller, sets=sets))
+    handler = Keeps()
+    async with await serve(handler) as server:
+        with socket.create_connection(("127.0.0.1", port_of(server))) as waiting:
+            waiting.setblocking(False)
+            server.leave()
+            with Client(waiting) as client:
+                assert (await client.reply()).code == 220
+                await client.send(HELLO + MAIL + CONTENT)
+                await until(lambda: handler.messages)
+
+
+# --- workers that share a socket ----------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def one_of_two(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Worker]:
+    """A worker whose fellow has no connection, and that rests for an hour when it has more than its share."""
+    monkeypatch.setattr(accepting, "_REST", 3600.0)
+    config = Config.of(listen=["127.0.0.1:0"])
+    listeners = sockets.bind(config.listen, config.backlog)
+    async with Worker(config, listeners, handler=Keeps(), loads=lambda: [server.connections, 0]) as server:
+        await server.start()
+        yield server
+
+
+@on_both_loops
+async def test_connections_that_stay_are_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with one_of_two(monkeypatch) as server:
+        with ExitStack() as stack:
+            mine = [stack.enter_context(await Client.greeted(server)) for _ in range(3)]
+            stack.enter_context(await Client.connect(server))
+            for client in mine:
+                assert (await client.ask(b"NOOP\r\n")).code == 250
+            assert server.connections == 3
+
+
+@on_both_loops
+async def test_short_connections_are_not_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with one_of_two(monkeypatch) as server:
+        for _ in range(20):
+            with await Client.greeted(server) as client:
+                assert (await client.ask(b"QUIT\r\n")).code == 221
+        await until(lambda: server.connections == 0)
+        with ExitStack() as stack:
+            mine = [stack.enter_context(await Client.greeted(server)) for _ in range(4)]
+            assert server.connections == len(mine)
+
+
+# --- what fails ---------------------------------------------------------------------------------------------
 
 
 @both_ways

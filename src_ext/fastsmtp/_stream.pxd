@@ -32,10 +32,10 @@ cdef union Address:     # of a TCP peer; of a UNIX socket only the family is of 
 
 cdef class Poller:
     cdef int set
+    cdef int outer      # the loop's own set, if that is known
     cdef object _loop
     cdef bint looking
     cdef list leaving
-    cdef public object relieved     # called when streams have left, if set
     cdef set shaking    # streams whose TLS handshake is not done
     cdef char *sealed   # where what is received under TLS lies for a moment
 
@@ -59,6 +59,7 @@ cdef class Watched:
 
 cdef class Entrance(Watched):
     cdef object listening, accepted, failed
+    cdef int bell       # what the loop watches in place of the socket
 
 
 cdef class Stream(Watched):

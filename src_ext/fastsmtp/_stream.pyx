@@ -7,6 +7,7 @@ sets, the loop watches each socket. Knows descriptors, readiness, when TLS begin
 connection. Refuses to know what is said.
 """
 
+import selectors
 from asyncio.trsock import TransportSocket
 from socket import socket
 from ssl import SSLError
@@ -54,6 +55,8 @@ cdef extern from "readiness.h":
     int readiness_add(int set, int fd, int wanted, void *owner)
     int readiness_change(int set, int fd, int wanted, void *owner)
     int readiness_remove(int set, int fd)
+    int readiness_bell()
+    int readiness_add_alone(int set, int fd, int name)
     int readiness_look(int set, readiness *found, int most)
     int readiness_what(const readiness *one)
     void *readiness_owner(const readiness *one)
@@ -69,6 +72,16 @@ cdef enum:
 HAS_SETS = bool(READINESS_SETS)
 
 
+cdef int set_of(loop) except -2:
+    """The set of the system that the event loop waits on; -1 if it does not tell."""
+    if hasattr(loop, "_get_backend_id"):
+        return loop._get_backend_id()       # uvloop
+    selector = getattr(loop, "_selector", None)
+    if READINESS_SETS and isinstance(selector, selectors.EpollSelector):
+        return selector.fileno()
+    return -1
+
+
 cdef object error_now():
     """The OSError, of the class that fits, for errno."""
     cdef int number = errno
@@ -82,12 +95,10 @@ cdef inline bint passing() noexcept:
 
 @cython.final
 cdef class Poller:
-    """The sockets of one event loop. ``sets`` says whether to use a set of the system, where there is one;
-    ``relieved``, if set, is called when connections have ended.
-    """
+    """The sockets of one event loop. ``sets`` says whether to use a set of the system, where there is one."""
 
     def __cinit__(self):
-        self.set = -1
+        self.set = self.outer = -1
 
     def __init__(self, loop, *, bint sets=True):
         self._loop = loop
@@ -97,6 +108,7 @@ cdef class Poller:
             self.set = readiness_open()
             if self.set < 0:
                 raise error_now()
+            self.outer = set_of(loop)
             loop.add_reader(self.set, self.look)
 
     def __dealloc__(self):
@@ -128,10 +140,10 @@ cdef class Poller:
                 for i in range(n):
                     watched = <Watched>readiness_owner(&found[i])   # held, as it may leave the set meanwhile
                     self._serve(watched, readiness_what(&found[i]))
-            finally:
+            finally:    # a signal's handler may have raised what ends the program
                 self.looking = False
-            if self.leaving:
-                self.see_off()
+                if self.leaving:
+                    self.see_off()
 
     cdef int _serve(self, Watched watched, int what) except -1:
         if not watched.watched:
@@ -153,8 +165,6 @@ cdef class Poller:
                     stream._see_off()
                 except Exception as error:
                     self._loop.call_exception_handler({"message": "connection_lost failed", "exception": error})
-            if self.relieved is not None:
-                self.relieved()
 
     cdef int _leave(self, Stream stream) except -1:
         # Not at once: it may be in the midst of a turn.
@@ -206,9 +216,11 @@ cdef class Poller:
         return 0
 
     def serve(self, Watched watched not None, int what):
-        """Called by the loop, where it watches each socket."""
-        self._serve(watched, what)
-        self.see_off()
+        """Called by the loop for a socket that it watches itself."""
+        try:
+            self._serve(watched, what)
+        finally:
+            self.see_off()
 
 
 cdef class Watched:
@@ -233,7 +245,14 @@ cdef class Watched:
 cdef class Entrance(Watched):
     """A listening socket, which stays its owner's. ``accepted`` is called with each new stream, which it begins;
     ``failed`` with the ``OSError`` if there can be none, after which nothing is accepted until ``open``.
+
+    Of several processes that wait on one socket, a new connection shall wake one, and rather the same: in the poller's
+    set, which the loop's set has in it, it woke all, and 8 workers took 1.5 times the CPU of one for a message. So the
+    socket is in the loop's set, where the system can do that, as another name of a descriptor that the loop watches.
     """
+
+    def __cinit__(self):
+        self.bell = -1
 
     def __init__(self, Poller poller not None, listening, accepted, failed):
         self.poller = poller
@@ -241,15 +260,44 @@ cdef class Entrance(Watched):
         self.accepted = accepted
         self.failed = failed
 
+    def __dealloc__(self):
+        if self.bell >= 0:
+            close(self.bell)
+
     def open(self):
         """Accepts from now on."""
-        if not self.watched:
-            self.fd = self.listening.fileno()
+        if self.watched:
+            return
+        self.fd = self.listening.fileno()
+        if self.poller.outer < 0:
             self.poller._add(self, READY_READ)
+            return
+        if self.bell < 0:
+            self.bell = readiness_bell()
+            if self.bell < 0:
+                raise error_now()
+            self.poller._loop.add_reader(self.bell, self.poller.serve, self, READY_READ)
+        if readiness_add_alone(self.poller.outer, self.fd, self.bell) < 0:
+            raise error_now()
+        self.watched = True
 
     def shut(self):
         """Accepts no more for now; who connects waits in the socket's queue."""
-        self.poller._remove(self)
+        if self.poller.outer < 0:
+            self.poller._remove(self)
+        elif self.watched:
+            readiness_remove(self.poller.outer, self.fd)
+            self.watched = False
+
+    def close(self):
+        """Accepts who waits, as nobody else may have been woken for them, and then no more."""
+        if self.watched:
+            self.poller.serve(self, READY_READ)
+        self.shut()
+        if self.bell >= 0:
+            self.poller._loop.remove_reader(self.bell)
+            close(self.bell)
+            self.bell = -1
 
     cdef int _ready(self, int what) except -1:
         cdef Stream stream
@@ -495,9 +543,11 @@ cdef class Stream(Watched):
     def unseal(self):
         """Takes what has come and was not read while reading was paused."""
         if not self.left:
-            self._unseal()
-            if self.poller.leaving and not self.poller.looking:
-                self.poller.see_off()
+            try:
+                self._unseal()
+            finally:
+                if self.poller.leaving and not self.poller.looking:
+                    self.poller.see_off()
 
     cdef int _unseal(self) except -1:
         cdef Seal seal = self.seal

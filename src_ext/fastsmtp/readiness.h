@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -17,6 +18,7 @@ enum { READY_READ = 1, READY_WRITE = 2, READY_ENDED = 4 };
 
 #ifdef __linux__
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 
 enum { READINESS_SETS = 1 };
 
@@ -50,6 +52,22 @@ static inline int readiness_remove(int set, int fd)
     return readiness_call(set, EPOLL_CTL_DEL, fd, 0, NULL);
 }
 
+/* A descriptor that is never ready. */
+static inline int readiness_bell(void)
+{
+    return eventfd(0, EFD_CLOEXEC);
+}
+
+/* To read from. Of those who wait on it like that one is woken, and somebody else's set tells of it under a name. */
+static inline int readiness_add_alone(int set, int fd, int name)
+{
+    struct epoll_event event;
+    memset(&event, 0, sizeof(event));
+    event.events = EPOLLIN | EPOLLEXCLUSIVE;
+    event.data.fd = name;
+    return epoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
+}
+
 static inline int readiness_look(int set, readiness *found, int most)
 {
     return epoll_wait(set, found, most, 0);
@@ -81,6 +99,8 @@ static inline int readiness_open(void) { return -1; }
 static inline int readiness_add(int set, int fd, int wanted, void *owner) { return -1; }
 static inline int readiness_change(int set, int fd, int wanted, void *owner) { return -1; }
 static inline int readiness_remove(int set, int fd) { return -1; }
+static inline int readiness_bell(void) { return -1; }
+static inline int readiness_add_alone(int set, int fd, int name) { return -1; }
 static inline int readiness_look(int set, readiness *found, int most) { return 0; }
 static inline int readiness_what(const readiness *one) { return 0; }
 static inline void *readiness_owner(const readiness *one) { return NULL; }
