@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from . import report, source
+from .beside import Beside
 from .client import BenchmarkError
 from .compare import Pins, Terms, as_json, compare, minutes, missing, scale_for
 from .contender import Contender, make_certificate
@@ -59,6 +60,15 @@ def available(
     if not contenders:
         raise click.ClickException("no server is left to measure")
     return contenders, gaps
+
+
+def builds(contenders: Sequence[Contender], tree: Path) -> list[Contender]:
+    """Ours once more, of another tree."""
+    found = [Beside(each, tree) for each in contenders if each.name.startswith("fastsmtp")]
+    for each in found:
+        if gap := each.missing():
+            raise click.BadParameter(gap, param_hint="--beside")
+    return [*found]
 
 
 def pinned(pin: bool) -> Pins:
@@ -121,6 +131,12 @@ option_json = click.option(
     metavar="MINUTES",
     help="About how long all may take: shorter or longer runs.",
 )
+@click.option(
+    "--beside",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="TREE",
+    help="Measure fastsmtp as it was built in another tree, too, in turn.",
+)
 @option_json
 @click.pass_context
 def main(
@@ -132,6 +148,7 @@ def main(
     patience: float,
     pin: bool,
     budget: float | None,
+    beside: Path | None,
     json_path: Path | None,
 ) -> None:
     """Compare servers, row by row: CPU per message and messages per second."""
@@ -142,7 +159,9 @@ def main(
     terms = Terms(rounds=repeat, messages=messages, patience=patience, pins=pinned(pin))
     need_client(rows)
     contenders, gaps = available(only)
-    plan = [(row, [each for each in contenders if each.name in row.servers]) for row in rows]
+    if beside is not None:
+        contenders += builds(contenders, beside)
+    plan = [(row, [each for each in contenders if each.like in row.servers]) for row in rows]
     runnable = [(row, each) for row, those in plan for each in those if not missing(row, each)]
     if not runnable:
         raise click.ClickException("none of these servers is in any of these rows")

@@ -50,6 +50,11 @@ class Contender(ABC):
     share: float = 1.0
     can: frozenset[str] = frozenset()
 
+    @property
+    def like(self) -> str:
+        """The contender in whose rows it is."""
+        return self.name
+
     @abstractmethod
     def missing(self) -> str | None:
         """Why it cannot run here, in one line; None if it can."""

@@ -20,11 +20,13 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 pytest.importorskip("benchmarks", reason="no benchmarks beside these tests")
 
+import fastsmtp
+from benchmarks.beside import Beside
 from benchmarks.client import BenchmarkError, Client
 from benchmarks.contender import Contender, Setup, last_words, make_certificate
 from benchmarks.contenders import CONTENDERS, Fastsmtp, without_trace
 from benchmarks.peers import install
-from benchmarks.process import Server, alive, cpu_between, free_ports, running
+from benchmarks.process import ROOT, Server, alive, cpu_between, free_ports, running
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks are for Linux")
 
@@ -92,6 +94,20 @@ def test_mail_is_taken_and_counted(contender: Contender, setup: Setup) -> None:
         with smtplib.SMTP("127.0.0.1", setup.port, timeout=10) as client:
             send_all(client)
         check_count(contender, server, setup)
+
+
+def test_another_build_is_measured_beside_ours(setup: Setup, tmp_path: Path) -> None:
+    ours = next(each for each in CONTENDERS if each.name == "fastsmtp")
+    tree = Path(fastsmtp.__file__).parents[1]
+    other = Beside(ours, tree)
+    assert (other.name, other.like, other.can) == ("fastsmtp-beside", "fastsmtp", ours.can)
+    with started(other, setup) as server:
+        environment = Path(f"/proc/{server.pid}/environ").read_bytes().split(b"\0")
+        assert f"PYTHONPATH={tree}:{ROOT}".encode() in environment
+        with smtplib.SMTP("127.0.0.1", setup.port, timeout=10) as client:
+            send_all(client)
+        check_count(other, server, setup)
+    assert "no built package" in str(Beside(ours, tmp_path).missing())
 
 
 @able("workers")
