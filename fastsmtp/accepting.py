@@ -1,4 +1,4 @@
-"""Accepting: the listening sockets of a worker, in its event loop.
+"""Accepting: the listening sockets of a worker or a server, in its event loop.
 
 Knows when to leave new connections to other workers, and what to do when the system has no more descriptors. Refuses
 to know what becomes of a connection.
@@ -68,7 +68,7 @@ class Accepting:
         self._entrances.clear()
 
     def close(self) -> None:
-        """Lets go of the loop, when all streams are gone."""
+        """Stops, ends TLS handshakes that connections begin with, and lets go of the loop when all streams are gone."""
         self.stop()
         self._poller.close()
 
