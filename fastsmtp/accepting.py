@@ -1,4 +1,4 @@
-"""Accepting: the listening sockets of a worker, in its event loop.
+"""Accepting: the listening sockets of a worker or a server, in its event loop.
 
 Knows when to leave new connections to other workers, and what to do when the system has no more descriptors. Refuses
 to know what becomes of a connection.
@@ -58,8 +58,13 @@ class Accepting:
             if self._resting is None:
                 entrance.open()
 
+    def take_waiting(self) -> None:
+        """Accepts who waits: of other workers it may be that none was woken for them."""
+        for entrance in self._entrances:
+            entrance.accept()
+
     def stop(self) -> None:
-        """Accepts who waits, and then no more; the sockets are their owner's to close."""
+        """Accepts no more; the sockets are their owner's to close."""
         if self._resting is not None:
             self._resting.cancel()
             self._resting = None
@@ -68,7 +73,7 @@ class Accepting:
         self._entrances.clear()
 
     def close(self) -> None:
-        """Lets go of the loop, when all streams are gone."""
+        """Stops, ends TLS handshakes that connections begin with, and lets go of the loop when all streams are gone."""
         self.stop()
         self._poller.close()
 

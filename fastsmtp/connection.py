@@ -96,6 +96,11 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         return self._site.loop
 
     @property
+    def takes_streams(self) -> bool:
+        """Whether a ``Stream`` will do as its transport."""
+        return True
+
+    @property
     def ehlo_lines(self) -> list[str]:
         """The lines that EHLO is answered with, for the EHLO hook to change."""
         name = "EHLO_TLS" if self.session.tls else "EHLO"

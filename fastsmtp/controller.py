@@ -24,15 +24,15 @@ from socket import socket as makesock
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, cast
 
 from fastsmtp.guests import Guests
-from fastsmtp.proxied import ProxiedServer, create_proxied_server
 from fastsmtp.smtp import SMTP
+from fastsmtp.streams import StreamServer, listen, listen_unix
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Generator
+    from collections.abc import Awaitable, Generator, Sequence
     from types import TracebackType
     from typing import Self
 
-    from fastsmtp.proxy_protocol import ProxyData
+    from fastsmtp.sockets import Listener
 
 __all__ = [
     "DEFAULT_GRACE",
@@ -52,7 +52,7 @@ __all__ = [
 
 log = logging.getLogger("mail.log")
 
-Server: TypeAlias = asyncio.Server | ProxiedServer
+Server: TypeAlias = asyncio.Server | StreamServer
 
 DEFAULT_READY_TIMEOUT = 5.0
 """Seconds that ``start()`` waits for the thread to serve."""
@@ -63,9 +63,6 @@ DEFAULT_GRACE = 5.0
 _TIMEOUT_VARIABLES = ("FASTSMTP_CONTROLLER_TIMEOUT", "AIOSMTPD_CONTROLLER_TIMEOUT")
 
 _LAST_WAIT = 1.0  # seconds that cancelled tasks get at the end
-
-# With several addresses, the port that the kernel picks on the first may be taken on another.
-_PORT_ZERO_TRIES = 20
 
 
 class IP6_IS:
@@ -163,7 +160,7 @@ class BaseController(metaclass=ABCMeta):
     """What ``factory()`` made last: at the start, and then for the latest connection."""
 
     server: Server | None = None
-    """The loop's server, whose ``sockets`` listen; ``None`` when not serving."""
+    """What accepts, on its ``sockets``; ``None`` when not serving."""
 
     server_coro: Awaitable[Server] | None = None
     _thread_exception: Exception | None = None
@@ -270,13 +267,6 @@ class BaseController(metaclass=ABCMeta):
         self._guests.add(smtpd)
         return smtpd  # type: ignore[no-any-return]
 
-    def _proxied_factory(self, data: ProxyData) -> asyncio.BaseProtocol:
-        """The factory for a connection whose PROXY header was read before its TLS."""
-        protocol = self._factory_invoker()
-        if hasattr(protocol, "proxied"):
-            protocol.proxied(data)
-        return protocol
-
     def _trigger_server(self) -> None:
         """Has the factory called once in the loop's thread, for a protocol that is never connected: no handler
         sees a client that is none.
@@ -289,10 +279,13 @@ class BaseController(metaclass=ABCMeta):
         if self.smtpd is None:
             raise RuntimeError("Unknown Error, failed to init SMTP server")
 
-    @property
-    def _proxy_before_tls(self) -> bool:
+    def _serve(self, listeners: Sequence[Listener]) -> StreamServer:
+        """A server on these sockets."""
         # A balancer writes its header in clear, before the TLS that it passes on.
-        return self.ssl_context is not None and self.SMTP_kwargs.get("proxy_protocol_timeout") is not None
+        timeout = self.SMTP_kwargs.get("proxy_protocol_timeout") if self.ssl_context is not None else None
+        return StreamServer(
+            self.loop, self._factory_invoker, listeners, tls=self.ssl_context, proxy_timeout=timeout
+        )
 
     @abstractmethod
     def _create_server(self) -> Awaitable[Server]:
@@ -323,9 +316,6 @@ class BaseController(metaclass=ABCMeta):
         self.smtpd = None
         self._guests.forget()
 
-    def _release(self) -> None:  # noqa: B027, for those who have something to give back
-        """Gives back what is left of the address when the server has stopped."""
-
     async def _serve_no_more(self, grace: float | None) -> None:
         """The opposite of ``_open``."""
         assert self.server is not None, "SMTP daemon not running"
@@ -342,7 +332,6 @@ class BaseController(metaclass=ABCMeta):
     ) -> None:
         if self.server is not None:  # else it was stopped inside the block
             await self._serve_no_more(None)
-            self._release()
 
 
 class BaseThreadedController(BaseController, metaclass=ABCMeta):
@@ -457,7 +446,6 @@ class BaseThreadedController(BaseController, metaclass=ABCMeta):
                 self.loop.call_soon_threadsafe(self._leave, self.grace if grace is None else grace)
             self._thread.join()
             self._thread = None
-            self._release()
             self._cleanup()
         return _done()
 
@@ -516,7 +504,6 @@ class BaseUnthreadedController(BaseController, metaclass=ABCMeta):
         if self.server is None and no_assert:
             return
         await self._serve_no_more(grace)
-        self._release()
 
     def begin(self) -> None:
         """Listens; connections wait until the loop is run, which is left to the program.
@@ -530,7 +517,7 @@ class BaseUnthreadedController(BaseController, metaclass=ABCMeta):
         self.loop.run_until_complete(self._open())
 
     async def finalize(self) -> None:
-        """What ``end()`` does: as ``stop()``, then sets ``ended``. A socket file is left to the loop."""
+        """What ``end()`` does: as ``stop()``, then sets ``ended``."""
         self.ended.clear()
         await self._serve_no_more(None)
         self.ended.set()
@@ -568,43 +555,13 @@ class InetMixin(BaseController, metaclass=ABCMeta):
         self.port = port
 
     async def _create_server(self) -> Server:
-        server = await (self._listen_anywhere() if self.port == 0 else self._listen(self.port))
-        self.port = server.sockets[0].getsockname()[1]
-        return server
-
-    async def _listen(self, port: int) -> Server:
-        host, context = self.hostname, self.ssl_context
-        if self._proxy_before_tls:
-            timeout = self.SMTP_kwargs["proxy_protocol_timeout"]
-            return await create_proxied_server(
-                self._proxied_factory,
-                host=host,
-                port=port,
-                ssl=context,
-                proxy_timeout=timeout,
-                loop=self.loop,
-            )
-        return await self.loop.create_server(self._factory_invoker, host, port, ssl=context)
-
-    async def _listen_anywhere(self) -> Server:
-        """Listens on one port for all addresses: on that which the kernel picks for the first."""
-        for _ in range(_PORT_ZERO_TRIES):
-            server = await self._listen(0)
-            port, *others = (sock.getsockname()[1] for sock in server.sockets)
-            if all(other == port for other in others):
-                return server
-            server.close()
-            try:
-                return await self._listen(port)
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise
-                taken = error
-        raise taken
+        listeners = await listen(self.loop, self.hostname, self.port)
+        self.port = listeners[0].socket.getsockname()[1]
+        return self._serve(listeners)
 
 
 class UnixSocketMixin(BaseController, metaclass=ABCMeta):
-    """Listens on a UNIX socket. A socket file that is there is replaced; ``stop()`` removes the file."""
+    """Listens on a UNIX socket. A socket file that is there is replaced, and removed at the end."""
 
     def __init__(
         self,
@@ -615,35 +572,9 @@ class UnixSocketMixin(BaseController, metaclass=ABCMeta):
     ) -> None:
         super().__init__(handler, loop, **kwargs)
         self.unix_socket = str(unix_socket)
-        self._made: tuple[int, int] | None = None
 
     async def _create_server(self) -> Server:
-        path, context = self.unix_socket, self.ssl_context
-        server: Server
-        if self._proxy_before_tls:
-            timeout = self.SMTP_kwargs["proxy_protocol_timeout"]
-            server = await create_proxied_server(
-                self._proxied_factory, path=path, ssl=context, proxy_timeout=timeout, loop=self.loop
-            )
-        else:
-            server = await self.loop.create_unix_server(self._factory_invoker, path, ssl=context)
-        self._made = _identity(path)
-        return server
-
-    def _release(self) -> None:
-        # Not the file of a server that has taken the place meanwhile.
-        if self._made is not None and self._made == _identity(self.unix_socket):
-            os.unlink(self.unix_socket)
-        self._made = None
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    """Device and inode; ``None`` if there is no file, as for an abstract socket."""
-    try:
-        status = os.lstat(path)
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino
+        return self._serve(listen_unix(self.unix_socket))
 
 
 class Controller(InetMixin, BaseThreadedController):

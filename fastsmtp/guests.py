@@ -1,30 +1,17 @@
 """The guests of a server: the connections that a factory made, to be ended gently or at once.
 
-Knows which of them are idle, and how a listening socket is given up. Refuses to know who made the server, and
-protocols that cannot tell whether they are busy: those end with their loop.
+Knows which of them are idle. Refuses to know who made the server, and protocols that cannot tell whether they are busy:
+those end with their loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakSet
-
-if TYPE_CHECKING:
-    from asyncio.base_events import Server
-
-    from fastsmtp.proxied import ProxiedServer
 
 _STEP = 0.02  # seconds between looks at what is left
 _TURNS_TO_GO = 10  # of the loop, that closed transports get to go
-
-
-def stop_accepting(server: Server | ProxiedServer, loop: asyncio.AbstractEventLoop) -> None:
-    """Gives up the listening sockets, after what was accepted has got its protocol."""
-    # asyncio attaches what it has accepted in a task; a server that is closed before that loses it.
-    for sock in server.sockets:
-        loop.remove_reader(sock.fileno())
-    loop.call_soon(server.close)
 
 
 class Guests:
@@ -42,18 +29,17 @@ class Guests:
         """Forgets all."""
         self._all.clear()
 
-    async def leave(self, server: Server | ProxiedServer, grace: float) -> None:
+    async def leave(self, server: asyncio.AbstractServer, grace: float) -> None:
         """Stops accepting, and ends connections: idle ones at once, those with a message under way when it is
         done, all that are left when ``grace`` seconds are over.
         """
         loop = asyncio.get_running_loop()
-        stop_accepting(server, loop)
-        await asyncio.sleep(0)
+        server.close()
         end = loop.time() + grace
         while self._shut_down(idle_only=loop.time() < end):  # noqa: ASYNC110, idleness is not told
             await asyncio.sleep(_STEP)
 
-    async def end(self, server: Server | ProxiedServer) -> None:
+    async def end(self, server: asyncio.AbstractServer) -> None:
         """Stops accepting and ends all connections now."""
         server.close()
         self._shut_down(idle_only=False)

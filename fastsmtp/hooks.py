@@ -199,7 +199,7 @@ async def settled(result: Any) -> Any:
 
 def find_hook(handler: object, name: str) -> Callable[..., Any] | None:
     """A hook that the handler really has: mocks, and what passes everything on, seem to have any."""
-    return getattr(handler, name) if name in dir(handler) else None
+    return getattr(handler, name) if hasattr(handler, name) and name in dir(handler) else None
 
 
 def load_handler(path: str) -> object:

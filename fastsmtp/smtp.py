@@ -162,13 +162,13 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
         self.join(house.engine)
         alike = (
             type(self), type(handler), len(vars(type(handler))), data_size_limit, enable_SMTPUTF8, decode_data,
-            hostname, ident, tls_context, require_starttls, timeout, auth_require_tls, proxy_protocol_timeout,
-            esmtp_parameters,
+            hostname, ident, tls_context, require_starttls, timeout, auth_required, auth_require_tls,
+            proxy_protocol_timeout, esmtp_parameters,
             self.line_length_limit, self.command_size_limit, self.local_part_limit,
         )  # fmt: skip
-        # What makes one unlike the others, or has it say something, is made anew each time.
+        # What makes one unlike the others is made anew each time. What is odd about those that are alike is said once.
         same = not (
-            auth_required or auth_exclude_mechanism or command_call_limit is not None
+            auth_exclude_mechanism or command_call_limit is not None
             or log.isEnabledFor(logging.INFO) or isinstance(handler, type) or hooks_of(handler)
         )  # fmt: skip
         own = self.__dict__
@@ -202,19 +202,18 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
         own.update(parameters)
         self._agree()
         super().__init__(house.engine, self._site)
-        said = self._say_what_is_odd()
-        if same and not said:
+        self._say_what_is_odd()
+        if same:
             names = (*parameters, "_terms", "_encoding", "_traced", "_pushes")
             house.prepare(alike, {name: own[name] for name in names} | {"_alike": self._site})
 
-    def _say_what_is_odd(self) -> bool:
-        """Warns of parameters that may be a mistake, and tells the mechanisms; returns whether it said anything.
-
-        Raises ``ValueError`` for those that are one.
+    def _say_what_is_odd(self) -> None:
+        """Warns of parameters that may be a mistake, and tells the mechanisms. Raises ``ValueError`` for those that are
+        one.
         """
-        said = _look_at(self.tls_context) if self.tls_context is not None else False
+        if self.tls_context is not None:
+            _look_at(self.tls_context)
         if self._auth_required and not self._auth_require_tls:
-            said = True
             warnings.warn(
                 "Requiring AUTH while not requiring TLS can lead to security vulnerabilities!", stacklevel=3
             )
@@ -223,12 +222,10 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
             if self._proxy_timeout <= 0:
                 raise ValueError("proxy_protocol_timeout must be > 0")
             if self._proxy_timeout < 3.0:
-                said = True
                 log.warning("proxy_protocol_timeout < 3.0")
         if self._esmtp_parameters not in ("refuse", "pass"):
             raise ValueError(f'esmtp_parameters must be "refuse" or "pass", not {self._esmtp_parameters!r}')
         if self._terms.old_ehlo:
-            said = True
             warnings.warn(
                 "Use the 5-argument handle_EHLO() hook instead of the 4-argument handle_EHLO() hook; "
                 "support for the 4-argument handle_EHLO() hook will be removed in version 2.0",
@@ -241,7 +238,6 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
                 "Available AUTH mechanisms: %s",
                 " ".join(name + "(builtin)" if server else name for name, (server, _) in names),
             )
-        return said
 
     def _agree(self) -> None:
         """Finds the terms of its parameters, which hold from the next command on."""
@@ -296,6 +292,10 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
             self._house = house_of(loop)
             self.join(self._house.engine)
             self._agree()
+
+    @property
+    def takes_streams(self) -> bool:
+        return self._terms.takes_streams
 
     # --- the transport's calls ------------------------------------------------------------------------------
 
@@ -368,6 +368,8 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
 
     def tls_failed(self, error: Exception) -> None:
         super().tls_failed(error)
+        if self.transport is None:
+            return  # TLS came before the connection
         failure = TLSSetupException()
         failure.__cause__ = error
         future = self.loop.create_task(self._status_of(failure))
@@ -564,8 +566,8 @@ def _an_instance(handler: Any) -> Any:
     return handler
 
 
-def _look_at(context: ssl.SSLContext) -> bool:
-    """Whether there was something to say of a context for STARTTLS."""
+def _look_at(context: ssl.SSLContext) -> None:
+    """Warns of a context for STARTTLS that may be a mistake."""
     if context.verify_mode not in (ssl.CERT_NONE, ssl.CERT_OPTIONAL):
         log.warning(
             "tls_context.verify_mode not in {CERT_NONE, CERT_OPTIONAL}; "
@@ -573,9 +575,6 @@ def _look_at(context: ssl.SSLContext) -> bool:
         )
     elif context.check_hostname:
         log.warning("tls_context.check_hostname == True; this might cause client connection problems")
-    else:
-        return False
-    return True
 
 
 def _call_limits(limits: int | dict[str, int]) -> tuple[tuple[str, int], ...]:

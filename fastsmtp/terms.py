@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 from fastsmtp._rules import ASKS, HOOKS, VERB_BITS, Rules
+from fastsmtp._wire import Wire
 from fastsmtp.hooks import Plan, adapt, blocking, settled
 from fastsmtp.replies import aiosmtpd, as_status
 from fastsmtp.sasl import MISSING, mechanism_names
@@ -23,6 +24,7 @@ _BUILT_IN = "__fastsmtp_built_in__"
 _HOOKS = ("HELO", "EHLO", "MAIL", "RCPT", "DATA", "RSET", "NOOP", "QUIT", "VRFY")
 _PLAIN = ("DATA", "RSET", "QUIT")  # hooks without an argument of their own
 _ASKED_IF_THERE = ("EHLO", "DATA")
+_RECEIVING = ("get_buffer", "buffer_updated")
 _OK = "250 OK"
 _LONGEST_COMMAND = 16 * 1024  # octets; more than command_size_limit is refused all the same
 _ANY_LENGTH = 2**31
@@ -66,7 +68,8 @@ class Parameters(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Terms:
     """What follows from parameters. ``mechanisms`` says of each whether the server has it, and in which method;
-    ``commands`` gives the method's name by verb.
+    ``commands`` gives the method's name by verb. ``takes_streams`` is not so where the class receives or begins TLS by
+    itself, for which it needs a transport of the loop.
     """
 
     rules: Rules
@@ -74,6 +77,7 @@ class Terms:
     mechanisms: dict[str, tuple[bool, str]]
     commands: dict[str, str]
     old_ehlo: bool
+    takes_streams: bool
 
 
 def built_in(method: Any) -> Any:
@@ -133,6 +137,8 @@ def agree(parameters: Parameters) -> Terms:
         mechanisms=mechanisms,
         commands=commands,
         old_ehlo=old_ehlo,
+        takes_streams="STARTTLS" not in own
+        and all(getattr(parameters.server, name) is getattr(Wire, name) for name in _RECEIVING),
     )
 
 

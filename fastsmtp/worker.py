@@ -226,6 +226,7 @@ class Worker:
     def leave(self) -> None:
         """Stops accepting, as ``drain`` and ``close`` do first."""
         self._left = True
+        self._accepting.take_waiting()
         self._accepting.stop()
         # Lest clients wait in a queue that nobody looks at once all others have closed theirs.
         close_listeners(self._listeners)

@@ -30,7 +30,7 @@ LAYERS = (
     ("envelope", "sockets", "block", "metrics", "config"),
     ("hooks", "sasl", "proxied", "sinks"),
     ("connection", "guests"),
-    ("accepting", "worker", "supervisor", "exporter", "forking"),
+    ("accepting", "streams", "worker", "supervisor", "exporter", "forking"),
     ("service",),
     ("requests", "reloading"),
     ("server",),

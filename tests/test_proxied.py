@@ -19,10 +19,9 @@ import trustme
 from disks import open_files
 from servers import DEADLINE, LOOPS, on_both_loops, until
 
-from fastsmtp import proxied
-from fastsmtp.errors import ConfigError
-from fastsmtp.proxied import ProxiedServer, create_proxied_server
+from fastsmtp import accepting
 from fastsmtp.proxy_protocol import AF, V2_SIGNATURE, ProxyData
+from fastsmtp.streams import StreamServer, listen, listen_unix
 
 V1 = b"PROXY TCP4 192.0.2.1 198.51.100.2 50000 465\r\n"
 INET = IPv4Address("192.0.2.1").packed + IPv4Address("198.51.100.2").packed + b"\xc3\x50\x01\xd1"
@@ -66,9 +65,13 @@ def _closes_what_it_opens() -> Iterator[None]:
 class Echo(asyncio.Protocol):
     """Says what it hears."""
 
-    def __init__(self, data: ProxyData) -> None:
-        self.data = data
+    data: ProxyData
+
+    def __init__(self) -> None:
         self.ended = False
+
+    def proxied(self, data: ProxyData) -> None:
+        self.data = data
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -83,13 +86,13 @@ class Echo(asyncio.Protocol):
 class Served:
     """A server and the protocols that it made."""
 
-    server: ProxiedServer
+    server: StreamServer
 
     def __init__(self) -> None:
         self.protocols: list[Echo] = []
 
-    def __call__(self, data: ProxyData) -> Echo:
-        protocol = Echo(data)
+    def __call__(self) -> Echo:
+        protocol = Echo()
         self.protocols.append(protocol)
         return protocol
 
@@ -101,12 +104,12 @@ class Served:
 @asynccontextmanager
 async def served(tls: ssl.SSLContext | None, **settings: Any) -> AsyncIterator[Served]:
     """A server on a free port, all of whose connections must be over in the end."""
-    if not {"sock", "path", "port"} & set(settings):
-        settings |= {"host": "127.0.0.1", "port": 0}
+    loop = asyncio.get_running_loop()
+    path, host = settings.pop("path", None), settings.pop("host", "127.0.0.1")
+    listeners = await listen(loop, host, 0) if path is None else listen_unix(str(path))
     factory = Served()
-    factory.server = await create_proxied_server(
-        settings.pop("factory", factory), **{"ssl": tls, "proxy_timeout": 10.0, **settings}
-    )
+    made = settings.pop("factory", factory)
+    factory.server = StreamServer(loop, made, listeners, tls=tls, **{"proxy_timeout": 10.0, **settings})
     try:
         yield factory
     finally:
@@ -367,10 +370,13 @@ async def test_a_handshake_must_end_in_time(contexts: Contexts) -> None:
 async def test_a_factory_that_fails_costs_its_connection_only(contexts: Contexts) -> None:
     told: list[dict[str, Any]] = []
 
-    def factory(data: ProxyData) -> Echo:
-        if data.family is AF.UNSPEC:
+    def factory() -> Echo:
+        if not made:
+            made.append(1)
             raise RuntimeError("not this one")
-        return to(data)
+        return to()
+
+    made: list[int] = []
 
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
     async with served(contexts.server, factory=factory) as to:
@@ -395,8 +401,7 @@ async def test_close_ends_what_no_protocol_has_yet(contexts: Contexts) -> None:
         await shaking.send(V1)
         await talking.handshake(V1)
         assert await talking.says(b"ping") == b"ping"
-        await until(lambda: len(to.server.arrivals) == 3 and len(to.protocols) == 2)
-        await until(lambda: any(arrival.handshake for arrival in to.server.arrivals))
+        await until(lambda: len(to.server.arrivals) == 2 and len(to.protocols) == 2)
         assert to.server.is_serving()
         address = to.address
         waiting = asyncio.ensure_future(to.server.wait_closed())
@@ -424,18 +429,18 @@ async def test_close_before_the_handshake_has_begun(contexts: Contexts) -> None:
             (arrival,) = to.server.arrivals
             await client.send(V1)
             arrival._read()
-            assert arrival.handshake is not None
+            assert not to.server.arrivals
             to.server.close()
             await to.server.wait_closed()
             assert await client.receive() == b""
-        assert to.protocols == []
+        assert [hasattr(protocol, "transport") for protocol in to.protocols] == [False]
 
 
 @on_both_loops
 async def test_a_factory_may_close_the_server(contexts: Contexts) -> None:
-    def factory(data: ProxyData) -> Echo:
+    def factory() -> Echo:
         to.server.close()
-        return to(data)
+        return to()
 
     async with served(contexts.server, factory=factory) as to:
         with await Client.connect(to) as client:
@@ -455,46 +460,7 @@ async def test_a_unix_socket(contexts: Contexts, tmp_path: Path) -> None:
             with await Client.connect(to, contexts.client) as client:
                 await send(client, V2)
                 assert await client.says(b"ping") == b"ping"
-        with pytest.raises(ConfigError, match="address already in use"):
-            await create_proxied_server(Served(), path=path, ssl=None, proxy_timeout=1)
     assert not path.exists()
-
-
-@on_both_loops
-async def test_a_socket_of_the_callers() -> None:
-    sock = socket.socket()
-    sock.bind(("127.0.0.1", 0))
-    async with served(None, sock=sock) as to:
-        assert to.server.sockets == (sock,)
-        with await Client.connect(to) as client:
-            await client.send(V1 + b"ping")
-            assert await client.receive() == b"ping"
-    assert sock.fileno() < 0
-
-
-@pytest.mark.parametrize("host", ["", None, ["127.0.0.1", "127.0.0.2"], "localhost"])
-@on_both_loops
-async def test_hosts_mean_what_they_mean_to_the_loop(host: Any) -> None:
-    loop = asyncio.get_running_loop()
-    model = await loop.create_server(asyncio.Protocol, host, 0)
-    async with served(None, host=host, port=0) as to:
-        shown = [(sock.family, sock.getsockname()[0]) for sock in to.server.sockets]
-        assert shown == [(sock.family, sock.getsockname()[0]) for sock in model.sockets]
-    model.close()
-    await model.wait_closed()
-
-
-@on_both_loops
-async def test_a_place_that_cannot_be_had(tmp_path: Path) -> None:
-    async with served(None) as to:
-        with pytest.raises(OSError, match=r"(?i)address already in use") as raised:
-            await create_proxied_server(to, host="127.0.0.1", port=to.address[1], ssl=None, proxy_timeout=1)
-        assert raised.value.errno == errno.EADDRINUSE
-        for places in ({}, {"host": "127.0.0.1", "path": tmp_path / "x"}, {"port": 0, "sock": socket}):
-            with pytest.raises(ValueError, match="give host and port, or sock, or path"):
-                await create_proxied_server(to, ssl=None, proxy_timeout=1, **places)
-    with socket.socket(type=socket.SOCK_DGRAM) as datagrams, pytest.raises(OSError, match="not supported"):
-        await create_proxied_server(to, sock=datagrams, ssl=None, proxy_timeout=1)
 
 
 @contextmanager
@@ -514,8 +480,8 @@ def no_descriptors() -> Iterator[None]:
 async def test_without_descriptors_it_rests_and_then_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(proxied, "_REST", 0.05)
-    async with served(None, host=["127.0.0.1", "127.0.0.2"], port=0) as to:
+    monkeypatch.setattr(accepting, "_RECOVERY", 0.05)
+    async with served(None, host=["127.0.0.1", "127.0.0.2"]) as to:
         clients = [Client(socket.socket(), None) for _ in to.server.sockets]
         with no_descriptors():
             began = clients[0].loop.time()
@@ -523,22 +489,22 @@ async def test_without_descriptors_it_rests_and_then_goes_on(
                 client.socket.connect(listener.getsockname())
                 client.socket.sendall(V1 + b"ping")
                 client.socket.setblocking(False)
-            await until(lambda: len(caplog.records) == 3)
+            await until(lambda: len(caplog.records) == 3, "it tries again and again")
             assert clients[0].loop.time() - began >= 0.1
             assert to.server.is_serving()
         for client in clients:
             assert await client.receive() == b"ping"
             client.socket.close()
     for record in caplog.records:
-        assert (record.name, record.levelno) == ("mail.log", logging.ERROR)
-        assert record.getMessage().startswith("cannot accept connections, trying again in 0.05 s: ")
+        assert (record.name, record.levelno) == ("fastsmtp", logging.ERROR)
+        assert record.getMessage().startswith("cannot accept a connection: ")
 
 
 @on_both_loops
 async def test_close_while_it_rests(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(proxied, "_REST", 0.05)
+    monkeypatch.setattr(accepting, "_RECOVERY", 0.05)
     async with served(None) as to:
         with Client(socket.socket(), None) as client:
             with no_descriptors():

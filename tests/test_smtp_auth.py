@@ -57,3 +57,19 @@ async def test_a_client_that_goes_amid_auth_leaves_nothing_behind() -> None:
     await until(lambda: server.transport is None)
     await until(lambda: len(asyncio.all_tasks()) == 1)
     assert server.session.authenticated is None
+
+
+@on_both_loops
+async def test_what_is_odd_is_said_once_for_connections_that_are_alike(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    handler = Looks(smtp)
+    with pytest.warns(UserWarning, match="Requiring AUTH while not requiring TLS") as warned:
+        servers = [
+            smtp.SMTP(handler, auth_required=True, auth_require_tls=False, timeout=timeout)
+            for timeout in (300, 300, 200, 300)
+        ]
+    line = "auth_required == True but auth_require_tls == False"
+    assert [record.getMessage() for record in caplog.records] == [line, line]
+    assert len(warned) == 2
+    assert all(server.rules.require_auth for server in servers)

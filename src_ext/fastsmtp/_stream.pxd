@@ -34,7 +34,9 @@ cdef class Poller:
     cdef int set
     cdef int outer      # the loop's own set, if that is known
     cdef object _loop
-    cdef bint looking
+    cdef bint looking, closing
+    cdef set all        # the sockets
+    cdef list passed    # those that left during a look
     cdef list leaving
     cdef set shaking    # streams whose TLS handshake is not done
     cdef char *sealed   # where what is received under TLS lies for a moment
@@ -43,7 +45,9 @@ cdef class Poller:
     cdef int _change(self, Watched watched, int wanted) except -1
     cdef int _remove(self, Watched watched) except -1
     cdef int _leave(self, Stream stream) except -1
+    cdef int _let_go(self) except -1
     cdef int _serve(self, Watched watched, int what) except -1
+    cdef int _looked(self) except -1
 
 
 cdef class Watched:
@@ -66,8 +70,9 @@ cdef class Stream(Watched):
     cdef Wire wire
     cdef bytearray unsent
     cdef Seal seal
-    cdef bint closing, left, at_end, choked, lent, made
+    cdef bint closing, left, at_end, choked, lent, made, said_all
     cdef object error, timer, _socket
+    cdef object awaited     # called when something can be read, before there is a dialogue
     cdef Address address
 
     cdef int _write(self, const char *p, size_t n) except -1

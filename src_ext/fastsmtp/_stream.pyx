@@ -17,7 +17,6 @@ import cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, errno
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset, strerror
@@ -31,6 +30,9 @@ cdef extern from "sys/socket.h":
         AF_INET6
     ssize_t recv(int fd, void *buffer, size_t length, int flags) nogil
     ssize_t send(int fd, const void *buffer, size_t length, int flags) nogil
+    enum:
+        SHUT_WR
+    int shutdown(int fd, int how)
 
 cdef extern from "arpa/inet.h":
     enum:
@@ -102,6 +104,8 @@ cdef class Poller:
 
     def __init__(self, loop, *, bint sets=True):
         self._loop = loop
+        self.all = set()
+        self.passed = []
         self.leaving = []
         self.shaking = set()
         if sets and READINESS_SETS:
@@ -117,14 +121,25 @@ cdef class Poller:
         free(self.sealed)
 
     def close(self):
-        """Looks no more, and ends handshakes under way. Streams that are connected are to be aborted before."""
+        """Ends connections that are in the handshake they begin with, and lets go of the loop as soon as all streams
+        have ended.
+        """
+        cdef Stream stream
         for stream in tuple(self.shaking):
-            stream.abort()
-        self.see_off()
+            if not stream.made:
+                stream.abort()
+        self.closing = True
+        if self.looking:
+            self._loop.call_soon(self.see_off)
+        else:
+            self.see_off()
+
+    cdef int _let_go(self) except -1:
         if self.set >= 0:
             self._loop.remove_reader(self.set)
             close(self.set)
             self.set = -1
+        return 0
 
     def look(self):
         """Serves the sockets that are ready."""
@@ -141,9 +156,14 @@ cdef class Poller:
                     watched = <Watched>readiness_owner(&found[i])   # held, as it may leave the set meanwhile
                     self._serve(watched, readiness_what(&found[i]))
             finally:    # a signal's handler may have raised what ends the program
-                self.looking = False
-                if self.leaving:
-                    self.see_off()
+                self._looked()
+
+    cdef int _looked(self) except -1:
+        self.looking = False
+        self.passed.clear()
+        if self.leaving:
+            self.see_off()
+        return 0
 
     cdef int _serve(self, Watched watched, int what) except -1:
         if not watched.watched:
@@ -165,6 +185,8 @@ cdef class Poller:
                     stream._see_off()
                 except Exception as error:
                     self._loop.call_exception_handler({"message": "connection_lost failed", "exception": error})
+        if self.closing and not self.all:
+            self._let_go()
 
     cdef int _leave(self, Stream stream) except -1:
         # Not at once: it may be in the midst of a turn.
@@ -176,13 +198,13 @@ cdef class Poller:
     cdef int _add(self, Watched watched, int wanted) except -1:
         if self.set < 0:
             watched.watched = True
-            Py_INCREF(watched)
+            self.all.add(watched)
             return self._change(watched, wanted)
         if readiness_add(self.set, watched.fd, wanted, <void *>watched) < 0:
             raise error_now()
         watched.watched = True
         watched.wanted = wanted
-        Py_INCREF(watched)      # for the set, which keeps nothing alive
+        self.all.add(watched)   # the set keeps nothing alive
         return 0
 
     cdef int _change(self, Watched watched, int wanted) except -1:
@@ -212,15 +234,18 @@ cdef class Poller:
                 readiness_remove(self.set, watched.fd)
             watched.watched = False
             watched.wanted = 0
-            Py_DECREF(watched)
+            self.all.discard(watched)
+            if self.looking:
+                self.passed.append(watched)     # it may have been found in this look, too
         return 0
 
     def serve(self, Watched watched not None, int what):
         """Called by the loop for a socket that it watches itself."""
+        self.looking = True
         try:
             self._serve(watched, what)
         finally:
-            self.see_off()
+            self._looked()
 
 
 cdef class Watched:
@@ -289,10 +314,13 @@ cdef class Entrance(Watched):
             readiness_remove(self.poller.outer, self.fd)
             self.watched = False
 
-    def close(self):
-        """Accepts who waits, as nobody else may have been woken for them, and then no more."""
+    def accept(self):
+        """Accepts who waits, if open."""
         if self.watched:
-            self.poller.serve(self, READY_READ)
+            self.poller._serve(self, READY_READ)
+
+    def close(self):
+        """Accepts no more."""
         self.shut()
         if self.bell >= 0:
             self.poller._loop.remove_reader(self.bell)
@@ -345,11 +373,33 @@ cdef class Stream(Watched):
         ``context``, which takes at most ``timeout`` seconds; if that fails, only ``tls_failed`` is called.
         """
         self.wire = wire
-        self.poller._add(self, READY_READ)
+        self.awaited = None
+        if not self.watched:
+            self.poller._add(self, READY_READ)
         if context is None:
             self._made()
         else:
             self.begin_tls(context, timeout)
+
+    def expect(self, ready not None):
+        """Before ``begin``: has ``ready`` called whenever something can be read, and reads nothing."""
+        self.awaited = ready
+        self.poller._add(self, READY_READ)
+
+    @property
+    def sock(self):
+        """The socket, which stays the stream's."""
+        return self._its_socket()
+
+    def detach(self):
+        """Instead of ``begin``: gives the socket away, and is no stream any more."""
+        cdef object its = self._its_socket()
+        self.poller._remove(self)
+        self.awaited = self._socket = None
+        self.lent = False
+        self.left = True
+        self.fd = -1
+        return its
 
     def begin_tls(self, context, double timeout):
         """Begins TLS: what comes from now on is the client's part of a handshake. At its end ``tls_begun`` or
@@ -407,6 +457,23 @@ cdef class Stream(Watched):
             self._keep(p + sent, n - sent)
         return 0
 
+    def writelines(self, data):
+        """Sends all of ``data``, an iterable of octets."""
+        self.write(b"".join(data))
+
+    def can_write_eof(self):
+        """Whether there is ``write_eof``: TLS has no half of a connection."""
+        return self.seal is None
+
+    def write_eof(self):
+        """Tells the client, when all is sent, that nothing more comes. What it sends is received on."""
+        if self.seal is not None:
+            raise NotImplementedError("TLS has no half of a connection")
+        if not self.closing and not self.left:
+            self.said_all = True
+            if self.unsent is None:
+                shutdown(self.fd, SHUT_WR)
+
     cdef int _keep(self, const char *p, size_t n) except -1:
         if self.unsent is None:
             self.unsent = PyByteArray_FromStringAndSize(p, n)
@@ -452,6 +519,14 @@ cdef class Stream(Watched):
             if self.seal is not None and self.seal.waiting():
                 self.poller._loop.call_soon(self.unseal)    # no readiness of the socket tells of it
 
+    def is_reading(self):
+        """Whether anything is received."""
+        return self.wanted & READY_READ != 0
+
+    def get_protocol(self):
+        """The dialogue that this is the transport of."""
+        return self.wire
+
     def get_write_buffer_size(self):
         """How many octets are unsent."""
         return 0 if self.unsent is None else PyByteArray_GET_SIZE(self.unsent)
@@ -482,6 +557,9 @@ cdef class Stream(Watched):
     # --- what happens ---------------------------------------------------------------------------------------
 
     cdef int _ready(self, int what) except -1:
+        if self.awaited is not None:
+            self.awaited()
+            return 0
         if what & READY_WRITE and self.unsent is not None:
             self._send_rest()
         if self.left:
@@ -532,6 +610,8 @@ cdef class Stream(Watched):
         self.unsent = None
         if self.closing:
             return self._leave(None)
+        if self.said_all:
+            shutdown(self.fd, SHUT_WR)
         self._want(self.wanted & ~READY_WRITE)
         if self.choked:
             self.choked = False
@@ -608,6 +688,7 @@ cdef class Stream(Watched):
             self.left = True
             self.error = error
             self.unsent = None
+            self.awaited = None
             if self.timer is not None:
                 self.timer.cancel()
                 self.timer = None
@@ -620,7 +701,7 @@ cdef class Stream(Watched):
         cdef Wire wire = self.wire
         self.wire = None
         try:
-            if wire is not None:
+            if self.made:
                 wire.connection_lost(self.error)
         finally:
             self.error = None
