@@ -196,7 +196,7 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         if type(result) is str:
             return self._reply(kind, result)
         if asyncio.iscoroutine(result):
-            future: asyncio.Future[Any] = _begin(result, self._site.loop)
+            future: asyncio.Future[Any] = self.task_of(result)
         elif asyncio.isfuture(result):
             future = result
         elif result is LATER:
@@ -208,6 +208,20 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         self._pending = future
         future.add_done_callback(self._done)
         return None
+
+    if sys.version_info >= (3, 12):
+
+        def task_of(self, hook: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+            """A task of a coroutine. It has begun, and may be done already: a hook that need not wait costs no turn
+            of the loop.
+            """
+            return asyncio.Task(hook, loop=self._site.loop, eager_start=True)
+
+    else:
+
+        def task_of(self, hook: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+            """A task of a coroutine."""
+            return self._site.loop.create_task(hook)
 
     def expire(self, state: str) -> None:
         pending, self._pending = self._pending, None
@@ -376,19 +390,6 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         session = self.session
         if session.peer is None and self.transport is not None:
             session.peer = self.transport.get_extra_info("peername")
-
-
-if sys.version_info >= (3, 12):
-
-    def _begin(hook: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any]:
-        """A task of a coroutine, which may be done already."""
-        return asyncio.Task(hook, loop=loop, eager_start=True)
-
-else:
-
-    def _begin(hook: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any]:
-        """A task of a coroutine."""
-        return loop.create_task(hook)
 
 
 def _body(argument: bytes | Block | Spill) -> Body:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from fastsmtp.connection import Connection
 
@@ -19,12 +20,19 @@ log = logging.getLogger("mail.log")
 class Pushing(Connection):
     """A connection that can have its replies pushed, a line at a time."""
 
+    _pushes: bool
     _lines: deque[str]
     _pusher: asyncio.Task[None] | None = None
     _afterwards: Callable[[], None] | None = None
 
     async def push(self, status: str | bytes) -> None:
         raise NotImplementedError
+
+    def task_of(self, hook: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        if self._pushes:
+            # Not at once: what it pushes comes behind the replies of this turn, which are not written yet.
+            return asyncio.Task(hook, loop=self.loop)
+        return super().task_of(hook)
 
     def write_by_pushing(self, octets: bytes | bytearray) -> None:
         """Writes replies by way of ``push``."""

@@ -224,13 +224,17 @@ class SMTPConnection(Connection):
 
     def outcome(self, result: Any) -> Any:
         """What a hook gives for what its callback gave."""
-        if result is None or self._reply_now is None:
-            return to_await(result)
+        rest = to_await(result)
+        if asyncio.iscoroutine(rest):
+            rest = self.task_of(rest)  # which may have finished the request already
+        if rest is None or self._reply_now is None:
+            return rest
         # The client gets its answer now, and the rest goes on beside the dialogue.
-        if (rest := to_await(result)) is not None:
-            future = asyncio.ensure_future(rest, loop=self._site.loop)
-            self._site.goodbyes.add(future)
-            future.add_done_callback(self._done)
+        if rest.done():
+            self._done(rest)
+        else:
+            self._site.goodbyes.add(rest)
+            rest.add_done_callback(self._done)
         return None
 
     def afterwards(self, callback: Callable[[], object]) -> None:
@@ -285,13 +289,16 @@ class SMTPConnection(Connection):
 
     def _done(self, future: asyncio.Future[Any]) -> None:
         if future is self._pending:
-            if future.cancelled() and self.asked == _DATA:
-                self._forget()
             super()._done(future)
             return
         self._site.goodbyes.discard(future)
         if not future.cancelled() and (error := future.exception()) is not None:
             self.complain(error)
+
+    def _result(self, kind: int, future: asyncio.Future[Any]) -> bytes | None:
+        if kind == _DATA and future.cancelled():
+            self._forget()
+        return super()._result(kind, future)
 
     def _reply(self, kind: int, result: object) -> bytes | None:
         if kind == _DATA:

@@ -43,7 +43,6 @@ class Verbs(Pushing):
 
     _terms: Terms
     _auth_required: bool
-    _pushes: bool
     _command: asyncio.Future[Any] | None = None
     _performance: asyncio.Future[None] | None = None
 

@@ -63,16 +63,17 @@ class Server:
             (cwd / "script.py").write_text(script)
             what = ("script.py", *arguments)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("FASTSMTP_")}
-        self.process = subprocess.Popen(
-            [sys.executable, *interpreter, *what],
-            cwd=cwd,
-            env={**kept, **(environment or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        with interruptible():
+            self.process = subprocess.Popen(
+                [sys.executable, *interpreter, *what],
+                cwd=cwd,
+                env={**kept, **(environment or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
         self.out = ""
         self.err = ""
         self._news = threading.Condition()
@@ -166,6 +167,18 @@ class Server:
         self.process.wait(PATIENCE)
         for reader in self._readers:
             reader.join(PATIENCE)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """What is started within heeds SIGINT, though this process may have to ignore it: a script's ``&`` makes its
+    command do so, children inherit that, and Python then leaves the signal alone.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

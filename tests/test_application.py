@@ -198,10 +198,34 @@ async def test_finish_async_and_what_comes_after_it() -> None:
 
     async with greeted(Application(Handler)) as client:
         assert await send(client) == "250 kept"
-        assert order == ["told", "kept"]
+        assert set(order) == {"told", "kept"}
         assert (await client.says(b"NOOP\r\n")) == "250 Ok"
         done.set()
         await until(lambda: order[-1] == "done")
+
+
+@pytest.mark.parametrize("finishes", [True, False])
+@on_both_loops
+async def test_a_request_that_is_cancelled(finishes: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Its client has an answer, and no other client gets that."""
+    requests: list[SMTPRequest] = []
+
+    class Handler(RequestHandler):
+        async def data(self) -> None:
+            requests.append(self.request)
+            if len(requests) == 1:
+                if finishes:
+                    self.finish("kept")
+                raise asyncio.CancelledError
+            self.finish("next")
+
+    async with greeted(Application(Handler)) as client:
+        assert await send(client) == ("250 kept" if finishes else "451 Internal confusion")
+        assert requests[0].handler is None
+        assert await send(client) == "250 next"
+    assert [record.getMessage() for record in caplog.records] == (
+        [] if finishes else ["handle_DATA was cancelled"]
+    )
 
 
 @on_both_loops

@@ -524,13 +524,14 @@ async def test_a_remote_that_is_not_there_or_says_nothing_is_tried_again_later(
 async def test_a_message_that_was_taken_stays_so_whatever_follows(end: tuple[bytes, ...]) -> None:
     async with scripted(*GOOD, b"354 go on", b"251 taken", *end) as (port, lines):
         assert await Proxy("127.0.0.1", port).handle_DATA(None, a_session(), an_envelope()) == "250 OK"
-    assert lines[1:6] == [
-        b"mail FROM:<a@b.example>\r\n",
-        b"rcpt TO:<c@d.example>\r\n",
-        b"rcpt TO:<e@d.example>\r\n",
-        b"DATA\r\n",
-        CONTENT.replace(b"\r\n\r\n", b"\r\nX-Peer: 192.0.2.7\r\n\r\n") + b".\r\n",
+    # smtplib's own words are in capitals or not, by the version of Python.
+    assert [line.lower() for line in lines[1:5]] == [
+        b"mail from:<a@b.example>\r\n",
+        b"rcpt to:<c@d.example>\r\n",
+        b"rcpt to:<e@d.example>\r\n",
+        b"data\r\n",
     ]
+    assert lines[5] == CONTENT.replace(b"\r\n\r\n", b"\r\nX-Peer: 192.0.2.7\r\n\r\n") + b".\r\n"
 
 
 @pytest.mark.parametrize("hello", [b"250-hi\r\n250 SIZE", b"500 what"], ids=["ehlo", "helo"])

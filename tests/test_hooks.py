@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -573,6 +574,33 @@ async def test_what_comes_before_the_greeting_waits_for_it() -> None:
             go.set()
             assert await client.codes(6) == [220, 250, 250, 250, 354, 250]
     assert [message.content for message in handler.messages] == [CONTENT]
+
+
+@on_both_loops
+async def test_an_async_hook_that_need_not_wait_is_answered_in_the_same_turn() -> None:
+    """Since Python 3.12, where a task can begin at once. Before, the loop has a turn for each."""
+    order: list[str] = []
+    loop = asyncio.get_running_loop()
+
+    class Handler(Keeps):
+        async def handle_NOOP(
+            self, server: Connection, session: Session, envelope: Envelope, argument: str
+        ) -> str:
+            assert asyncio.current_task() is not None
+            order.append(argument)
+            if argument == "one":
+                loop.call_soon(order.append, "the loop")
+            return f"250 2.0.0 {argument}"
+
+    async with await serve(Handler()) as server:
+        with await Client.greeted(server) as client:
+            await client.send(b"NOOP one\r\nNOOP two\r\nNOOP three\r\n")
+            said = [reply.lines[0] for reply in await client.replies(3)]
+    assert said == ["250 2.0.0 one", "250 2.0.0 two", "250 2.0.0 three"]
+    if sys.version_info >= (3, 12):
+        assert order == ["one", "two", "three", "the loop"]
+    else:
+        assert order == ["one", "the loop", "two", "three"]
 
 
 @on_both_loops

@@ -709,3 +709,15 @@ def test_the_snippet_takes_mail(tmp_path: Path) -> None:
             assert client.reply().startswith("421 ")
         process.end(None)
         assert process.err.rstrip().endswith("KeyboardInterrupt")
+
+
+def test_a_program_heeds_sigint_though_the_tests_have_to_ignore_it(tmp_path: Path) -> None:
+    """As they do when a script runs them with ``&``: the test before would wait for a 421 that never comes."""
+    script = "import signal\nprint(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with starter(tmp_path) as start:
+            start(script=script, ready=False).expect("^True$", "out")
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

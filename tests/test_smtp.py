@@ -180,10 +180,18 @@ async def test_a_connection_lost_amid_content_gives_no_message() -> None:
 
 @on_both_loops
 async def test_who_shuts_his_side_gets_his_replies() -> None:
-    server, wire = serving()
+    gate = asyncio.Event()
+
+    class Waits(Looks):
+        async def handle_NOOP(self, server: Any, session: Any, envelope: Any, argument: str | None) -> str:
+            await gate.wait()
+            return "250 OK"
+
+    server, wire = serving(Waits(smtp))
     await says(wire, GREETING)
     server.data_received(EHLO + b"NOOP\r\n")
     assert server.eof_received()  # the hook's answer is awaited
+    gate.set()
     await until(lambda: wire.closing)
     await says(wire, HELLO + OK)
 

@@ -6,7 +6,7 @@ import os
 import resource
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import uvloop
 from dialogs import Dialog, load_all
-from servers import CONTENT, HELLO, MAIL, Client, Keeps, counted, on_both_loops, port_of, serve, until
+from servers import CONTENT, HELLO, LOOPS, MAIL, Client, Keeps, counted, on_both_loops, port_of, serve, until
 from test_connection import allowed
 
 import fastsmtp
@@ -306,6 +306,36 @@ async def test_what_a_reset_leaves_behind(sets: bool, monkeypatch: pytest.Monkey
         await until(lambda: len(done) == 2, "a hook is heard to its end")
         await until(lambda: server.connections == 0)
         await until(lambda: descriptors() == before, "a descriptor leaked")
+
+
+@both_ways
+@pytest.mark.parametrize("make", LOOPS.values(), ids=LOOPS)
+def test_who_has_left_is_seen_off_though_a_hook_interrupts_the_loop(
+    make: Callable[[], asyncio.AbstractEventLoop], sets: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As SIGINT does in a loop that is not asyncio.run's: the program may run the loop on, to stop its server."""
+    monkeypatch.setattr(accepting, "Poller", partial(Poller, sets=sets))
+
+    class Interrupts(Keeps):
+        def handle_NOOP(self, server: Connection, session: Session, envelope: Envelope, argument: str) -> str:
+            server.abort()
+            raise KeyboardInterrupt
+
+    async def greeted() -> Client:
+        return await Client.greeted(server)
+
+    async def until_nobody_is_there() -> None:
+        await until(lambda: server.connections == 0)
+
+    with asyncio.Runner(loop_factory=make) as runner:
+        server = runner.run(serve(Interrupts()))
+        with runner.run(greeted()) as leaves, runner.run(greeted()) as interrupts:
+            leaves.send_what_fits(b"QUIT\r\n")  # both are ready when the loop looks
+            interrupts.send_what_fits(b"NOOP\r\n")
+            with pytest.raises(KeyboardInterrupt):
+                runner.get_loop().run_forever()
+            runner.run(until_nobody_is_there())
+        runner.run(server.close())
 
 
 # --- poller and stream by themselves -------------------------------------------------------------------------

@@ -121,6 +121,67 @@ class Loud(SMTP):
         await super().push(status)
 
 
+class Passes(SMTP):
+    """Has commands of its own, which do what the dialogue does."""
+
+    async def smtp_NOOP(self, arg: str | None) -> None:
+        await super().smtp_NOOP(arg)
+
+    async def smtp_MAIL(self, arg: str | None) -> None:
+        await super().smtp_MAIL(arg)
+
+    async def smtp_DATA(self, arg: str | None) -> None:
+        await super().smtp_DATA(arg)
+
+
+class Answers:
+    """A handler whose hooks answer at once."""
+
+    def handle_NOOP(self, server: SMTP, session: Session, envelope: Envelope, argument: str) -> str:
+        return "250 noop"
+
+    def handle_MAIL(
+        self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
+    ) -> str:
+        envelope.mail_from = address
+        return "250 mail"
+
+    def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
+        return "250 taken"
+
+
+@on_both_loops
+async def test_a_command_of_ones_own_whose_hook_answers_at_once() -> None:
+    commands = b"HELO me\r\nNOOP\r\n" + 2 * (TO_DATA + b"text\r\n.\r\n") + b"NOOP\r\nQUIT\r\n"
+    async with serve(lambda: Passes(Answers())) as port:
+        said = await talk(port, commands)
+    message = ["250 mail", "250 OK", "354 End data with <CR><LF>.<CR><LF>", "250 taken"]
+    assert said[2:] == ["250 noop", *message, *message, "250 noop", "221 Bye"]
+
+
+class Asked(Keeps):
+    """A handler that says more than its reply."""
+
+    async def handle_NOOP(self, server: SMTP, session: Session, envelope: Envelope, argument: str) -> str:
+        await server.push(f"250-{argument}")
+        return "250 said"
+
+
+class Hasty(SMTP):
+    """Sees every reply, too."""
+
+    async def push(self, status: str | bytes) -> None:
+        await super().push(status)
+
+
+@pytest.mark.parametrize("server", [SMTP, Hasty])
+@on_both_loops
+async def test_what_a_hook_pushes_comes_behind_the_replies_before(server: type[SMTP]) -> None:
+    async with serve(lambda: server(Asked())) as port:
+        said = await talk(port, b"HELO me\r\nRSET\r\nNOOP one\r\nNOOP two\r\nQUIT\r\n")
+    assert said[2:] == ["250 OK", "250-one", "250 said", "250-two", "250 said", "221 Bye"]
+
+
 @on_both_loops
 async def test_every_reply_goes_through_a_push_of_ones_own() -> None:
     Loud.said = []

@@ -336,7 +336,6 @@ cdef class Dialogue(Commands):
         if self.asking != ASK_COMMAND or self.phase != PHASE_COMMAND:
             raise RuntimeError(f"{verb} can be done only within the command that a client sent")
         self.asking = ASK_NOTHING
-        self.performing = True
         self._perform_text(verb if argument is None else f"{verb} {argument}")
         if self.phase == PHASE_SECURE:
             self._begin_tls(self.tail_length > 0)
