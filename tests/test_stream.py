@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import resource
+import selectors
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -186,6 +187,20 @@ async def test_who_waits_when_a_server_leaves_is_served(sets: bool, monkeypatch:
                 assert (await client.reply()).code == 220
                 await client.send(HELLO + MAIL + CONTENT)
                 await until(lambda: handler.messages)
+
+
+@pytest.mark.skipif(not HAS_SETS, reason="this system has no sets of sockets")
+def test_a_loop_that_waits_on_no_set_of_the_system_serves() -> None:
+    async def send() -> int:
+        handler = Keeps()
+        async with await serve(handler) as server:
+            with await Client.greeted(server) as client:
+                await client.send(MAIL + CONTENT)
+                await until(lambda: handler.messages)
+        return len(handler.messages)
+
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
+        assert runner.run(send()) == 1
 
 
 # --- workers that share a socket ----------------------------------------------------------------------------
