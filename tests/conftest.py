@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import logging
 import re
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 import trustme
 from controllers import Serve, Tls, serving
+from disks import open_files
 from processes import Start, starter
 from servers import LOOPS
 
@@ -78,3 +80,22 @@ def serve(
     yield functools.partial(serving, tls, tmp_path, loop=loop)
     records = caplog.get_records("call")
     assert [record.getMessage() for record in records if record.levelno >= logging.WARNING] == []
+
+
+# --- descriptors --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def _loops_have_been_used() -> None:
+    """The first loop of uvloop opens descriptors that the process keeps."""
+    for new_event_loop in LOOPS.values():
+        new_event_loop().close()
+
+
+@pytest.fixture
+def closes_what_it_opens(_loops_have_been_used: None) -> Iterator[None]:
+    """The test leaves no descriptor open."""
+    before = open_files()
+    yield
+    gc.collect()
+    assert open_files() == before

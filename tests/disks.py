@@ -1,6 +1,7 @@
-"""File systems for tests: a small one that fills up, and one that is not that of the test's folder."""
+"""Files for tests: a file system that fills up, one that is not that of the test's folder, and descriptors."""
 
 import os
+import resource
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,3 +43,16 @@ def bind_mount(folder: Path, parent: Path) -> Iterator[Path]:
 def open_files() -> int:
     """How many files this process has open."""
     return len(os.listdir("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"))
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """While no file can be opened."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -2,26 +2,25 @@
 
 import asyncio
 import errno
-import gc
 import logging
-import os
-import resource
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Self, cast
 
 import pytest
 import trustme
-from disks import open_files
-from servers import DEADLINE, LOOPS, on_both_loops, until
+from disks import no_descriptors
+from servers import DEADLINE, on_both_loops, until
 
 from fastsmtp import accepting
 from fastsmtp.proxy_protocol import AF, V2_SIGNATURE, ProxyData
 from fastsmtp.streams import StreamServer, listen, listen_unix
+
+pytestmark = pytest.mark.usefixtures("closes_what_it_opens")
 
 V1 = b"PROXY TCP4 192.0.2.1 198.51.100.2 50000 465\r\n"
 INET = IPv4Address("192.0.2.1").packed + IPv4Address("198.51.100.2").packed + b"\xc3\x50\x01\xd1"
@@ -45,21 +44,6 @@ class Contexts:
 @pytest.fixture(scope="module")
 def contexts() -> Contexts:
     return Contexts()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _loops_have_been_used() -> None:
-    """The first loop of uvloop opens descriptors that the process keeps."""
-    for new_event_loop in LOOPS.values():
-        new_event_loop().close()
-
-
-@pytest.fixture(autouse=True)
-def _closes_what_it_opens() -> Iterator[None]:
-    before = open_files()
-    yield
-    gc.collect()
-    assert open_files() == before
 
 
 class Echo(asyncio.Protocol):
@@ -461,19 +445,6 @@ async def test_a_unix_socket(contexts: Contexts, tmp_path: Path) -> None:
                 await send(client, V2)
                 assert await client.says(b"ping") == b"ping"
     assert not path.exists()
-
-
-@contextmanager
-def no_descriptors() -> Iterator[None]:
-    """While no file can be opened."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = os.dup(0)
-    os.close(free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @on_both_loops

@@ -2,19 +2,18 @@
 
 import asyncio
 import logging
-import os
-import resource
 import selectors
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 import uvloop
 from dialogs import Dialog, load_all
+from disks import no_descriptors, open_files
 from servers import CONTENT, HELLO, LOOPS, MAIL, Client, Keeps, counted, on_both_loops, port_of, serve, until
 from test_connection import allowed
 
@@ -26,7 +25,13 @@ from fastsmtp.connection import Connection
 from fastsmtp.worker import Worker
 
 DIALOGS = [dialog for dialog in load_all() if allowed(dialog)]
-both_ways = pytest.mark.parametrize("sets", [True, False], ids=["set", "loop"])
+
+
+@pytest.fixture(params=[True, False], ids=["set", "loop"])
+def sets(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether servers use a set of the system."""
+    monkeypatch.setattr(accepting, "Poller", partial(Poller, sets=request.param))
+    return bool(request.param)
 
 
 @pytest.fixture
@@ -38,10 +43,6 @@ def reset(client: Client) -> None:
     """Ends a connection with RST."""
     client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.socket.close()
-
-
-def descriptors() -> int:
-    return len(os.listdir("/dev/fd"))
 
 
 # --- without a set ------------------------------------------------------------------------------------------
@@ -78,10 +79,8 @@ async def test_a_client_that_reads_late_gets_all_without_a_set() -> None:
 # --- what a stream tells ------------------------------------------------------------------------------------
 
 
-@both_ways
 @on_both_loops
-async def test_a_hook_is_told_the_peer_though_it_is_gone(sets: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accepting, "Poller", partial(Poller, sets=sets))
+async def test_a_hook_is_told_the_peer_though_it_is_gone(sets: bool) -> None:
     told: list[object] = []
 
     class Handler(Keeps):
@@ -141,30 +140,16 @@ async def test_a_unix_peer_has_no_name(tmp_path: Path) -> None:
 # --- what goes wrong ----------------------------------------------------------------------------------------
 
 
-@contextmanager
-def few_descriptors(spare: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = os.open(os.devnull, os.O_RDONLY)
-    os.close(highest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + spare, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@both_ways
 @on_both_loops
 async def test_a_server_without_descriptors_says_so_and_recovers(
     sets: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(accepting, "Poller", partial(Poller, sets=sets))
     monkeypatch.setattr(accepting, "_RECOVERY", 0.01)
     async with await serve(Keeps()) as server:
         with await Client.greeted(server) as first:
             waiting = socket.socket()
             waiting.setblocking(False)
-            with few_descriptors(0):
+            with no_descriptors():
                 await asyncio.get_running_loop().sock_connect(waiting, ("127.0.0.1", port_of(server)))
                 await until(lambda: "cannot accept a connection" in caplog.text)
                 assert (await first.ask(b"NOOP\r\n")).code == 250  # the others go on
@@ -173,11 +158,9 @@ async def test_a_server_without_descriptors_says_so_and_recovers(
     assert {record.levelno for record in caplog.records if "accept" in record.message} == {logging.ERROR}
 
 
-@both_ways
 @on_both_loops
-async def test_who_waits_when_a_server_leaves_is_served(sets: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_waits_when_a_server_leaves_is_served(sets: bool) -> None:
     """The system may have woken nobody else for that client."""
-    monkeypatch.setattr(accepting, "Poller", partial(Poller, sets=sets))
     handler = Keeps()
     async with await serve(handler) as server:
         with socket.create_connection(("127.0.0.1", port_of(server))) as waiting:
@@ -243,13 +226,9 @@ async def test_short_connections_are_not_left_to_others(monkeypatch: pytest.Monk
 # --- what fails ---------------------------------------------------------------------------------------------
 
 
-@both_ways
 @on_both_loops
-async def test_a_connection_that_fails_ends_alone(
-    sets: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_connection_that_fails_ends_alone(sets: bool, caplog: pytest.LogCaptureFixture) -> None:
     """A fault in what serves it, such as a want of memory."""
-    monkeypatch.setattr(accepting, "Poller", partial(Poller, sets=sets))
 
     class Fails(Connection):
         def preface(self, octets: bytes) -> int:
@@ -262,22 +241,20 @@ async def test_a_connection_that_fails_ends_alone(
     async with await serve(Keeps()) as server:
         with await Client.greeted(server) as first:
             server._connection = Fails
-            before = descriptors()
+            before = open_files()
             with await Client.connect(server) as client:
                 await client.send(b"what comes first")
                 assert await client.rest() == []
             server._connection = Connection
             assert (await first.ask(b"NOOP\r\n")).code == 250
-            await until(lambda: descriptors() == before, "a descriptor leaked")
+            await until(lambda: open_files() == before, "a descriptor leaked")
     assert "no room for it" in caplog.text
 
 
-@both_ways
 @on_both_loops
 async def test_a_connection_that_cannot_be_made_is_closed(
-    sets: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    sets: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(accepting, "Poller", partial(Poller, sets=sets))
 
     class Fails(Connection):
         def connection_made(self, transport: object) -> None:
@@ -285,22 +262,20 @@ async def test_a_connection_that_cannot_be_made_is_closed(
 
     async with await serve(Keeps()) as server:
         server._connection = Fails
-        before = descriptors()
+        before = open_files()
         with await Client.connect(server) as client:
             assert await client.rest() == []
         server._connection = Connection
         with await Client.greeted(server):
-            await until(lambda: descriptors() == before + 2, "a descriptor leaked")
+            await until(lambda: open_files() == before + 2, "a descriptor leaked")
     assert "no room for it" in caplog.text
 
 
-@both_ways
 @on_both_loops
-async def test_what_a_reset_leaves_behind(sets: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_a_reset_leaves_behind(sets: bool) -> None:
     """Clients that go in the midst of anything, also while nothing is read of them."""
     if HAS_SETS and not sets and isinstance(asyncio.get_running_loop(), uvloop.Loop):
         pytest.skip("libuv on epoll gives up a watched socket that was reset; no worker has that combination")
-    monkeypatch.setattr(accepting, "Poller", partial(Poller, sets=sets))
     go = asyncio.Event()
     done: list[int] = []
 
@@ -311,7 +286,7 @@ async def test_what_a_reset_leaves_behind(sets: bool, monkeypatch: pytest.Monkey
             return "252 2.0.0 Perhaps"
 
     async with await serve(Handler()) as server:
-        before = descriptors()
+        before = open_files()
         for octets in (b"", b"NOO", MAIL[:-5], b"VRFY a\r\n", b"VRFY a\r\n" + b"NOOP\r\n" * 40_000):
             client = await Client.greeted(server)
             client.send_what_fits(octets)
@@ -320,16 +295,14 @@ async def test_what_a_reset_leaves_behind(sets: bool, monkeypatch: pytest.Monkey
         go.set()
         await until(lambda: len(done) == 2, "a hook is heard to its end")
         await until(lambda: server.connections == 0)
-        await until(lambda: descriptors() == before, "a descriptor leaked")
+        await until(lambda: open_files() == before, "a descriptor leaked")
 
 
-@both_ways
 @pytest.mark.parametrize("make", LOOPS.values(), ids=LOOPS)
 def test_who_has_left_is_seen_off_though_a_hook_interrupts_the_loop(
-    make: Callable[[], asyncio.AbstractEventLoop], sets: bool, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], asyncio.AbstractEventLoop], sets: bool
 ) -> None:
     """As SIGINT does in a loop that is not asyncio.run's: the program may run the loop on, to stop its server."""
-    monkeypatch.setattr(accepting, "Poller", partial(Poller, sets=sets))
 
     class Interrupts(Keeps):
         def handle_NOOP(self, server: Connection, session: Session, envelope: Envelope, argument: str) -> str:
@@ -360,15 +333,14 @@ def test_who_has_left_is_seen_off_though_a_hook_interrupts_the_loop(
 @on_both_loops
 async def test_a_closed_poller_leaves_the_loop_alone() -> None:
     loop = asyncio.get_running_loop()
-    before = descriptors()
+    before = open_files()
     poller = Poller(loop)
-    assert descriptors() == before + 1
+    assert open_files() == before + 1
     poller.close()
     poller.close()
-    assert descriptors() == before
+    assert open_files() == before
 
 
-@both_ways
 @on_both_loops
 async def test_a_stream_that_nobody_begins_is_closed(sets: bool) -> None:
     loop = asyncio.get_running_loop()
@@ -391,18 +363,14 @@ async def test_a_stream_that_nobody_begins_is_closed(sets: bool) -> None:
 # --- TLS from the first octet -------------------------------------------------------------------------------
 
 
-@both_ways
 @on_both_loops
-async def test_a_failed_handshake_is_counted(
-    sets: bool, monkeypatch: pytest.MonkeyPatch, certificate: Path
-) -> None:
-    monkeypatch.setattr(accepting, "Poller", partial(Poller, sets=sets))
+async def test_a_failed_handshake_is_counted(sets: bool, certificate: Path) -> None:
     async with await serve(Keeps(), listen=["tls:127.0.0.1:0"], tls_certificate=certificate) as server:
         with await Client.connect(server) as client:
             await client.send(b"EHLO c.example\r\n")
             await until(lambda: counted(server, "tls_handshakes_total", "failed") == 1)
-        before = descriptors()
+        before = open_files()
         with await Client.connect(server):  # which says nothing
-            await until(lambda: descriptors() > before + 1)
+            await until(lambda: open_files() > before + 1)
             await server.close()
     assert counted(server, "tls_handshakes_total", "failed") == 1

@@ -5,22 +5,23 @@ import errno
 import gc
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from controllers import NAME, Keeps, Tls
-from disks import open_files
+from disks import no_descriptors, open_files
 from servers import LOOPS, on_both_loops, until
-from test_proxied import no_descriptors
 
 from fastsmtp import streams
 from fastsmtp._stream import HAS_SETS, Stream
 from fastsmtp.controller import Controller, UnthreadedController
 from fastsmtp.smtp import SMTP
 from fastsmtp.streams import StreamServer, listen, listen_unix
+
+pytestmark = pytest.mark.usefixtures("closes_what_it_opens")
 
 TO_DATA = b"MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n"
 ALL = b"EHLO me\r\n" + TO_DATA + b"hi\r\n.\r\nQUIT\r\n"
@@ -30,21 +31,6 @@ CODES = ["220", *["250"] * 5, "250", "250", "354", "250", "221"]
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
     return Tls.issued(tmp_path_factory.mktemp("tls"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _loops_have_been_used() -> None:
-    """The first loop of uvloop opens descriptors that the process keeps."""
-    for new_event_loop in LOOPS.values():
-        new_event_loop().close()
-
-
-@pytest.fixture(autouse=True)
-def _closes_what_it_opens() -> Iterator[None]:
-    before = open_files()
-    yield
-    gc.collect()
-    assert open_files() == before
 
 
 class Made:
