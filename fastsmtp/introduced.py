@@ -22,7 +22,7 @@ class Introduced(Connection):
     """A connection that may begin with a PROXY header."""
 
     event_handler: Any
-    writer: Callable[[asyncio.Transport], Callable[[bytes | bytearray], object]]
+    writer: Callable[[asyncio.Transport], Callable[[bytes], object]]
     _parser: ProxyParser
     _introduction: asyncio.Handle | asyncio.Future[Any] | None = None
 

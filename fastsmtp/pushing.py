@@ -34,7 +34,7 @@ class Pushing(Connection):
             return asyncio.Task(hook, loop=self.loop)
         return super().task_of(hook)
 
-    def write_by_pushing(self, octets: bytes | bytearray) -> None:
+    def write_by_pushing(self, octets: bytes) -> None:
         """Writes replies by way of ``push``."""
         lines = octets.decode("utf-8", "surrogateescape").splitlines()
         if self._pusher is not None:

@@ -392,7 +392,7 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
         if self._writable is not None:
             await asyncio.shield(self._writable)
 
-    def writer(self, transport: asyncio.Transport) -> Callable[[bytes | bytearray], object]:
+    def writer(self, transport: asyncio.Transport) -> Callable[[bytes], object]:
         """What the dialogue writes with."""
         return self.write_by_pushing if self._pushes else transport.write
 

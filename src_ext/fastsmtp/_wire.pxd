@@ -42,7 +42,8 @@ cdef class Wire:
     cdef bint tail_pending      # it may hold whole commands: it waits for an answer, not for octets
     # what it shall be told at the end of this turn
     cdef bytes first_reply
-    cdef bytearray more_replies
+    cdef list more_replies
+    cdef size_t more_octets     # of them
     # the message that comes
     cdef Reception reception
     cdef size_t offered         # octets that the next read may bring

@@ -8,7 +8,7 @@ more is taken, and what the client sends meanwhile is kept. Refuses to know comm
 
 import cython
 
-from cpython.bytearray cimport PyByteArray_FromObject
+from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport uint8_t
@@ -239,7 +239,7 @@ cdef class Wire:
                 at += taken
                 if self.phase == PHASE_SECURE or (self.starting_tls and at < n):
                     return self._begin_tls(at < n)
-                if self.more_replies is not None and len(self.more_replies) > MUCH_REPLY:
+                if self.more_octets > MUCH_REPLY:
                     self._flush()
         return 0
 
@@ -353,8 +353,9 @@ cdef class Wire:
             self.first_reply = text
             return 0
         if self.more_replies is None:
-            self.more_replies = PyByteArray_FromObject(self.first_reply)
-        self.more_replies += text
+            self.more_replies = []
+        self.more_replies.append(text)
+        self.more_octets += PyBytes_GET_SIZE(text)
         return 0
 
     cdef int _close(self) except -1:
@@ -366,11 +367,13 @@ cdef class Wire:
 
     cdef int _flush(self) except -1:
         """Writes the replies of the turn; then does what had to wait for them."""
-        cdef object replies = None
-        if self.first_reply is not None:
-            replies = self.first_reply if self.more_replies is None else self.more_replies
+        cdef bytes replies = self.first_reply
+        if replies is not None:
             self.first_reply = None
-            self.more_replies = None
+            if self.more_replies is not None:
+                replies += b"".join(self.more_replies)
+                self.more_replies = None
+                self.more_octets = 0
             if self._write is not None:
                 self._write(replies)
         if self.phase == PHASE_CLOSED:
