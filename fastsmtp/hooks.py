@@ -199,6 +199,7 @@ async def settled(result: Any) -> Any:
 
 def find_hook(handler: object, name: str) -> Callable[..., Any] | None:
     """A hook that the handler really has: mocks, and what passes everything on, seem to have any."""
+    # Most have none, and dir() makes a list of all names each time, as for each AUTH.
     return getattr(handler, name) if hasattr(handler, name) and name in dir(handler) else None
 
 

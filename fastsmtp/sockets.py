@@ -121,8 +121,7 @@ def close(listeners: Iterable[Listener]) -> None:
         if listener.made is not None and listener.socket.fileno() >= 0:
             path = listener.address.removeprefix("unix:")
             try:
-                status = os.lstat(path)
-                if listener.made == (os.getpid(), status.st_dev, status.st_ino):
+                if listener.made == identity(path):
                     os.unlink(path)
             except OSError:
                 pass  # gone already, or no longer ours to remove
@@ -193,7 +192,7 @@ def _listen(target: _Target, port: int, backlog: int) -> socket.socket:
 
 def _start(sock: socket.socket, backlog: int) -> socket.socket:
     sock.listen(backlog)
-    # Several workers wake for one connection; those that come late must not hang in accept.
+    # Several workers may wake for one connection; those that come late must not hang in accept.
     sock.setblocking(False)
     return sock
 
@@ -205,14 +204,20 @@ def _bind_unix(address: Address, path: str, backlog: int) -> Listener:
     try:
         sock.bind(path)
         bound = True
-        status = os.lstat(path)
+        made = identity(path)
         _start(sock, backlog)
     except BaseException:
         sock.close()
         if bound:
             os.unlink(path)
         raise
-    return Listener(sock, str(address), address.tls, (os.getpid(), status.st_dev, status.st_ino))
+    return Listener(sock, str(address), address.tls, made)
+
+
+def identity(path: str) -> tuple[int, int, int]:
+    """What ``Listener.made`` is for a socket file that this process has just made. Raises ``OSError``."""
+    status = os.lstat(path)
+    return os.getpid(), status.st_dev, status.st_ino
 
 
 def _remove_leftover(path: str) -> None:

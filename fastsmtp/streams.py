@@ -220,10 +220,7 @@ def listen_unix(path: str) -> list[Listener]:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.bind(path)
-        made = None
-        if not abstract:
-            status = os.lstat(path)
-            made = os.getpid(), status.st_dev, status.st_ino
+        made = None if abstract else sockets.identity(path)
         sock.listen(_BACKLOG)
     except BaseException as error:
         sock.close()

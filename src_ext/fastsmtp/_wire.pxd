@@ -42,8 +42,8 @@ cdef class Wire:
     cdef bint tail_pending      # it may hold whole commands: it waits for an answer, not for octets
     # what it shall be told at the end of this turn
     cdef bytes first_reply
-    cdef list more_replies
-    cdef size_t more_octets     # of them
+    cdef list more_replies      # if there are several: all
+    cdef size_t octets_said     # by several
     # the message that comes
     cdef Reception reception
     cdef size_t offered         # octets that the next read may bring

@@ -239,7 +239,7 @@ cdef class Wire:
                 at += taken
                 if self.phase == PHASE_SECURE or (self.starting_tls and at < n):
                     return self._begin_tls(at < n)
-                if self.more_octets > MUCH_REPLY:
+                if self.more_replies is not None and self.octets_said > MUCH_REPLY:
                     self._flush()
         return 0
 
@@ -353,9 +353,10 @@ cdef class Wire:
             self.first_reply = text
             return 0
         if self.more_replies is None:
-            self.more_replies = []
+            self.more_replies = [self.first_reply]
+            self.octets_said = PyBytes_GET_SIZE(self.first_reply)
         self.more_replies.append(text)
-        self.more_octets += PyBytes_GET_SIZE(text)
+        self.octets_said += PyBytes_GET_SIZE(text)
         return 0
 
     cdef int _close(self) except -1:
@@ -371,9 +372,8 @@ cdef class Wire:
         if replies is not None:
             self.first_reply = None
             if self.more_replies is not None:
-                replies += b"".join(self.more_replies)
+                replies = b"".join(self.more_replies)
                 self.more_replies = None
-                self.more_octets = 0
             if self._write is not None:
                 self._write(replies)
         if self.phase == PHASE_CLOSED:
