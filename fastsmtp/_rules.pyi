@@ -4,6 +4,7 @@ from typing import Final, Literal, final
 ASKS: Final[tuple[str, ...]]
 HOOKS: Final[dict[str, int]]
 VERB_BITS: Final[dict[str, int]]
+MAIL_LOGS: Final[tuple[str, ...]]
 REPLIES_NAMES: Final[tuple[str, ...]]
 
 @final
@@ -34,6 +35,7 @@ class Rules:
         own_verbs: Collection[str] = ...,
         makes_facts: bool = False,
         traced: bool = False,
+        log_mail: Literal["off", "refusals", "all"] = "off",
         max_message_size: int = ...,
         max_recipients: int = 1000,
         max_command_line: int = 2048,
@@ -81,6 +83,8 @@ class Rules:
     def makes_facts(self) -> bool: ...
     @property
     def traced(self) -> bool: ...
+    @property
+    def log_mail(self) -> int: ...
     @property
     def max_message_size(self) -> int: ...
     @property

@@ -159,6 +159,7 @@ cdef class Commands(Wire):
             return self._error(REPLY_LINE_TOO_LONG, &c)
         if not rules.verbs >> <int>c.verb & 1:
             c.verb = <verb>rules.unoffered
+        self.verb = c.verb
         engine.counters.bump(COMMANDS + <int>c.verb, 1)
         if engine.draining and c.verb != VERB_QUIT and not self._is_awaited(&c):
             engine.counters.bump(CONNECTIONS_REJECTED + REJECTED_DRAIN, 1)
@@ -264,9 +265,7 @@ cdef class Commands(Wire):
         if action == DO_REFUSE:
             return self._error(REPLY_NOT_IMPLEMENTED, c)
         if action == DO_FOREIGN:
-            engine.counters.bump(VIOLATIONS + VIOLATION_FOREIGN_PROTOCOL, 1)
-            self._say(REPLY_FOREIGN)
-            return self._close()
+            return self._foreign("PROXY" if same_word(c.word, c.word_length, "PROXY") else "HTTP")
         # The rest takes no argument.
         if c.length:
             return self._error(REPLY_NO_ARGUMENT, c)
@@ -479,14 +478,15 @@ cdef class Commands(Wire):
 
     cdef int _data(self) except -1:
         self.phase = PHASE_CONTENT
-        self.reception = receive(self.engine, self.rules, self, monotonic())
+        self.reception = receive(self.engine, self.rules, monotonic())
         return self._say(REPLY_DATA)
 
     cdef int _end_of_content(self) except -1:
         cdef Counters counters = self.engine.counters
+        cdef Rules rules = self.rules
         cdef Reception reception = self.reception
         cdef content *c = &reception.content
-        cdef int refusal = reception.refusal()
+        cdef int refusal = reception.refusal(self)
         self.phase = PHASE_COMMAND
         self.served = True
         counters.measure(MESSAGE_SIZE, <double>c.size)
@@ -500,8 +500,10 @@ cdef class Commands(Wire):
             self._say_to_each(refusal)
             self._end_transaction()
             return self._finish_performing()
-        if self.rules.hooks & 1 << ASK_DATA:
+        if rules.hooks & 1 << ASK_DATA:
             return self._ask(ASK_DATA, reception.message(), None)
+        if rules.log_mail == LOG_ALL:
+            self._log(rules.book.text(REPLY_ACCEPTED))
         self._say_to_each(REPLY_ACCEPTED)
         self._settle(ASK_DATA, 250)
         return self._finish_performing()

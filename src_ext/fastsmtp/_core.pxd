@@ -8,6 +8,7 @@ cdef class Dialogue(Commands):
     # monotonic seconds
     cdef readonly double asked_at
     cdef double transaction_began
+    cdef readonly double message_began      # at MAIL, where mail is logged
 
     cdef int _answered(self, bytes reply) except -1
     cdef int _look(self, int kind) except -1

@@ -95,8 +95,14 @@ cdef class Dialogue(Commands):
         engine.counters.drop(CONNECTIONS_ACTIVE, 1)
         if self.phase == PHASE_CONTENT:
             engine.counters.bump(MESSAGES + RESULT_ABORTED, 1)
+            if self.rules.log_mail:
+                self.log_reply("data", b"")
         self._close()
         self._write = None
+        if self.asking:
+            engine.unanswered.add(self)     # a hook has the message, or works on it
+        else:
+            self._end_transaction()
 
     def secured(self, ssl, write):
         """Goes on under TLS, with ``ssl`` the ``ssl.SSLObject`` and a new ``write``: what was said in clear
@@ -175,8 +181,10 @@ cdef class Dialogue(Commands):
         if self.phase == PHASE_SECURE:
             return None     # the handshake has a time of its own
         if self.phase == PHASE_CLOSED:
+            if not self.connected:
+                return "handler" if self.asking and now - self.asked_at > rules.handler_timeout else None
             # The last replies are still to be read by the client, which may never do that.
-            return "command" if self.connected and now - self.last > rules.idle_timeout else None
+            return "command" if now - self.last > rules.idle_timeout else None
         if self.asking and self.phase <= PHASE_COMMAND:
             return "handler" if now - self.asked_at > rules.handler_timeout else None
         if now - self.last > rules.idle_timeout:
@@ -217,6 +225,9 @@ cdef class Dialogue(Commands):
             if self.asking == ASK_DATA:
                 self.engine.counters.bump(MESSAGES + result_of(code_of(reply)), 1)
             self.asking = ASK_NOTHING
+            if not self.connected:
+                self.engine.unanswered.discard(self)
+                self._end_transaction()
             return
         self._answered(reply)
         self.last = self.engine.now
@@ -230,6 +241,8 @@ cdef class Dialogue(Commands):
         if reply or kind < ASK_AUTH:
             code = code_of(reply)
             counters.bump(word_of_code(code), 1)
+            if kind == ASK_DATA and code < 400 and self.rules.log_mail == LOG_ALL:
+                self._log(reply)
             self._put(reply)
         self.asking = ASK_NOTHING
         counters.measure(HANDLER_TIME + (kind - 1) * 18, monotonic() - self.asked_at)
@@ -255,6 +268,8 @@ cdef class Dialogue(Commands):
                 self.state = MAIL
                 self.transaction = True
                 self.transaction_began = engine.now
+                if self.rules.log_mail:
+                    self.message_began = monotonic()
             else:
                 self.envelope = None
             self.previous_name = None

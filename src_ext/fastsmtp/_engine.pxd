@@ -68,7 +68,8 @@ cdef struct Memory:
 cdef class Engine:
     cdef readonly Rules rules
     cdef readonly Counters counters
-    cdef readonly set live
+    cdef readonly set live          # dialogues whose connection is open
+    cdef readonly set unanswered    # ... and those whose client left while a hook was at work
     cdef object open_spill
     cdef char *receive
     cdef object commands_view, content_view

@@ -216,6 +216,7 @@ cdef class Engine:
         self.rules = rules
         self.counters = counters if counters is not None else Counters(bytearray(SLOT_BYTES))
         self.live = set()
+        self.unanswered = set()
         self.open_spill = open_spill
         self.spill_threshold = spill_threshold
         self.memory_budget = memory_budget
@@ -242,10 +243,11 @@ cdef class Engine:
             free(self.spare[self.spares].data)
         self.spares_unused = self.spares
         expired = []
-        for dialogue in self.live:
-            state = dialogue.overdue()
-            if state is not None:
-                expired.append((dialogue, state))
+        for dialogues in (self.live, self.unanswered):
+            for dialogue in dialogues:
+                state = dialogue.overdue()
+                if state is not None:
+                    expired.append((dialogue, state))
         return expired
 
     # Memory that messages in flight hold counts against the budget until the message is gone.

@@ -9,7 +9,6 @@ from fastsmtp.content cimport content
 
 cdef class Reception:
     cdef Engine engine
-    cdef object dialogue        # for whom a spill is opened, and who is told when it fails
     cdef content content
     cdef double began           # monotonic seconds
     # where the content is: the whole of it in `small`, or its end in memory and the rest in a spill
@@ -27,8 +26,8 @@ cdef class Reception:
     cdef char *room(self, size_t *size) except? NULL
     cdef char *place(self) noexcept
     cdef bint ended(self) noexcept
-    cdef size_t take(self, char *p, size_t n) except? 0
-    cdef int refusal(self) except -1
+    cdef size_t take(self, object dialogue, char *p, size_t n) except? 0
+    cdef int refusal(self, object dialogue) except -1
     cdef object message(self)
     cdef int drop(self) except -1
 
@@ -37,9 +36,9 @@ cdef class Reception:
     cdef int _store(self, const char *p, size_t n) except -1
     cdef bint _room(self, size_t n) noexcept
     cdef bint _too_large(self, size_t n) noexcept
-    cdef int _spill_if_due(self) except -1
-    cdef int _spill_memory(self) except -1
+    cdef int _spill_if_due(self, object dialogue) except -1
+    cdef int _spill_memory(self, object dialogue) except -1
     cdef int _lose(self) except -1
 
 
-cdef Reception receive(Engine engine, Rules rules, object dialogue, double now)
+cdef Reception receive(Engine engine, Rules rules, double now)

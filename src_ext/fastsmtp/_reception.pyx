@@ -33,11 +33,10 @@ cdef enum:
 KERNEL = (<bytes>scan_init()).decode()
 
 
-cdef Reception receive(Engine engine, Rules rules, object dialogue, double now):
+cdef Reception receive(Engine engine, Rules rules, double now):
     """Begins to receive a message."""
     cdef Reception reception = Reception.__new__(Reception)
     reception.engine = engine
-    reception.dialogue = dialogue
     reception.first_fault = rules.lenient
     reception.began = now
     content_begin(&reception.content, rules.newlines, rules.max_message_size, rules.max_line_length)
@@ -48,7 +47,11 @@ cdef Reception receive(Engine engine, Rules rules, object dialogue, double now):
 @cython.freelist(64)
 @cython.no_gc_clear     # its memory goes back to the engine, which must still be there
 cdef class Reception:
-    """One message, from its first octet to the end of its content."""
+    """One message, from its first octet to the end of its content.
+
+    It holds no reference to its dialogue, which holds it: neither can be cleared by the garbage collector, so a cycle
+    of the two would live for ever.
+    """
 
     def __cinit__(self):
         self.memory.data = NULL
@@ -82,10 +85,11 @@ cdef class Reception:
     cdef bint ended(self) noexcept:
         return self.content.state == CONTENT_END
 
-    cdef size_t take(self, char *p, size_t n) except? 0:
+    cdef size_t take(self, object dialogue, char *p, size_t n) except? 0:
         """Takes octets: in place where they came into the message's memory, or were compacted in the worker's
         buffer; copied where they lie elsewhere. Returns how many were taken; what follows the content in the
-        message's own memory is in ``rest`` and counts as taken.
+        message's own memory is in ``rest`` and counts as taken. ``dialogue`` is whose message it is: a spill is opened
+        for it, and it hears of one that fails.
         """
         cdef content *c = &self.content
         cdef size_t taken, stored = 0
@@ -117,7 +121,7 @@ cdef class Reception:
         if c.too_big:
             self.drop()
         else:
-            self._spill_if_due()
+            self._spill_if_due(dialogue)
         return taken
 
     cdef size_t _take_copy(self, const char *p, size_t n) except? 0:
@@ -178,35 +182,35 @@ cdef class Reception:
             threshold = min(threshold, <uint64_t>SPILL_WRITE)
         return n > threshold and self.engine.open_spill is not None
 
-    cdef int _spill_if_due(self) except -1:
+    cdef int _spill_if_due(self, object dialogue) except -1:
         if not self.no_room and self.memory.data != NULL and self._too_large(self.length):
-            self._spill_memory()
+            self._spill_memory(dialogue)
         return 0
 
-    cdef int _spill_memory(self) except -1:
+    cdef int _spill_memory(self, object dialogue) except -1:
         cdef Counters counters = self.engine.counters
         if self.length == 0:
             return 0
         try:
             if self.spill is None:
-                self.spill = self.engine.open_spill(self.dialogue)
+                self.spill = self.engine.open_spill(dialogue)
                 counters.bump(SPILLED_MESSAGES, 1)
             view = PyMemoryView_FromMemory(self.memory.data, self.length, PyBUF_WRITE)
             self.spill.write(view)
             view.release()
         except Exception as error:
             self._lose()
-            self.dialogue.failed(error)
+            dialogue.failed(error)
             return 0
         counters.bump(SPILLED_BYTES, self.length)
         self.length = 0
         return 0
 
-    cdef int refusal(self) except -1:
+    cdef int refusal(self, object dialogue) except -1:
         """At the end: the reply that refuses the content, or 0. What is still in memory of a spill is written."""
         cdef content *c = &self.content
         if self.spill is not None and not c.too_big:
-            self._spill_memory()
+            self._spill_memory(dialogue)
         if c.too_big and not (self.first_fault and c.long_line):
             return REPLY_TOO_BIG
         if c.newlines == NEWLINES_REJECT and (c.bare_cr or c.bare_lf):

@@ -8,6 +8,9 @@ cdef enum Ask:
     ASK_CONNECT, ASK_HELO, ASK_EHLO, ASK_MAIL, ASK_RCPT, ASK_DATA, ASK_RSET, ASK_NOOP, ASK_QUIT, ASK_VRFY
     ASK_AUTH, ASK_COMMAND
 
+cdef enum MailLog:
+    LOG_OFF, LOG_REFUSALS, LOG_ALL
+
 cdef enum Reply:
     REPLY_GREETING, REPLY_HELO, REPLY_EHLO, REPLY_EHLO_TLS, REPLY_MAIL, REPLY_RCPT, REPLY_DATA, REPLY_ACCEPTED
     REPLY_RSET, REPLY_NOOP, REPLY_QUIT, REPLY_VRFY, REPLY_HELP, REPLY_STARTTLS
@@ -50,6 +53,7 @@ cdef class Rules:
     cdef readonly frozenset own_verbs   # words that are no verb of this dialogue
     cdef readonly bint makes_facts
     cdef readonly bint traced           # each command line is shown to Python
+    cdef readonly uint8_t log_mail      # which replies are: LOG_REFUSALS, LOG_ALL
     # limits: octets, counts, seconds
     cdef readonly uint64_t max_message_size
     cdef readonly unsigned max_command_line, max_command, max_line_length, max_local_part

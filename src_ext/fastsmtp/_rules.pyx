@@ -42,6 +42,7 @@ VERB_BITS = {
     "STARTTLS": 1 << VERB_STARTTLS, "AUTH": 1 << VERB_AUTH,
 }
 NEWLINES = ("normalize", "reject", "keep")
+MAIL_LOGS = ("off", "refusals", "all")
 
 cdef unsigned PLAIN_VERBS = sum(
     bit for name, bit in VERB_BITS.items() if name not in ("LHLO", "EXPN", "STARTTLS", "AUTH"))
@@ -81,7 +82,8 @@ cdef class Rules:
     sum of ``VERB_BITS``, by default those of a plain server. ``lenient`` takes what RFC 5321 does not allow and
     aiosmtpd does: lines that end with LF, paths without brackets or domain, any order of checks that it has.
     ``whole`` (a sum of ``VERB_BITS``) and ``own_verbs`` are the commands that Python does as a whole;
-    ``makes_facts``, that it makes sessions and envelopes; ``traced``, that it is shown each command line.
+    ``makes_facts``, that it makes sessions and envelopes; ``traced``, that it is shown each command line;
+    ``log_mail`` (one of ``MAIL_LOGS``), which replies ``log_reply`` is called for.
     ``call_limits`` tells how often a command may come, by its name or ``"*"``; ``max_commands`` how long it may be,
     by its name, where that is not ``max_command``.
     """
@@ -92,6 +94,7 @@ cdef class Rules:
                  bint require_auth=False, bint auth_in_clear=False, mechanisms=frozenset(),
                  bint pass_parameters=False, unsigned whole=0, own_verbs=frozenset(),
                  bint makes_facts=False, bint traced=False,
+                 str log_mail="off",
                  uint64_t max_message_size=32 << 20, unsigned max_recipients=1000,
                  unsigned max_command_line=2048, unsigned max_command=0, max_commands=None,
                  unsigned max_line_length=0, unsigned max_local_part=0, unsigned max_errors=20,
@@ -122,6 +125,7 @@ cdef class Rules:
         self.own_verbs = frozenset(own_verbs)
         self.makes_facts = makes_facts
         self.traced = traced
+        self.log_mail = MAIL_LOGS.index(log_mail)
         self.max_message_size = max_message_size
         self.max_recipients = max_recipients
         self.max_command_line = max_command_line

@@ -50,6 +50,7 @@ cdef class Wire:
     cdef bint in_memory         # ... into the message's own memory
     # where it is
     cdef uint8_t phase, asking
+    cdef uint8_t verb           # of the last command
     cdef bint starting_tls      # Python does STARTTLS
     cdef bint last_cr, long_line, held_back, in_handshake, spoke, connected
     cdef unsigned errors
@@ -68,7 +69,9 @@ cdef class Wire:
     cdef int _say(self, int reply) except -1
     cdef int _error(self, int reply, command *c) except -1
     cdef int _refuse(self, int reply, command *c) except -1
+    cdef int _foreign(self, str what) except -1
     cdef int _put(self, bytes text) except -1
+    cdef int _log(self, bytes reply) except -1
     cdef int _close(self) except -1
     cdef int _flush(self) except -1
     cdef str _verb(self, command *c)

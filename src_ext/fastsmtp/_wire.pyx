@@ -8,7 +8,7 @@ more is taken, and what the client sends meanwhile is kept. Refuses to know comm
 
 import cython
 
-from cpython.bytes cimport PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport uint8_t
@@ -16,6 +16,7 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memchr, memcpy
 
 from fastsmtp._engine cimport *
+from fastsmtp._engine import VERBS as VERB_NAMES
 from fastsmtp._envelope cimport Session
 from fastsmtp._rules cimport *
 from fastsmtp.command cimport *
@@ -29,6 +30,10 @@ cdef enum:
     MUCH_REPLY = 32 * 1024      # replies of one turn beyond this are written before the next command is done
     TLS_HANDSHAKE = 0x16        # the first octet of a TLS record that no SMTP client in clear begins with
 
+# What the log calls the verb of a command; by ``command.verb``.
+LOG_STAGES = tuple(verb.lower() for verb in VERB_NAMES) + ("connect",)
+assert len(LOG_STAGES) == VERBS + 1
+
 
 @cython.no_gc_clear     # the memory goes back to the engine, which must still be there
 cdef class Wire:
@@ -39,6 +44,7 @@ cdef class Wire:
     def __cinit__(self, engine=None, *args, **kwargs):
         self.tail = NULL
         self.phase = PHASE_NEW
+        self.verb = VERBS
         if isinstance(engine, Engine):
             self.join(engine)
 
@@ -73,6 +79,20 @@ cdef class Wire:
         later.
         """
         raise NotImplementedError
+
+    def foreign(self, str what not None):
+        """Called when the client turns out to speak another protocol: ``"HTTP"``, ``"TLS"`` or ``"PROXY"``."""
+
+    def log_reply(self, str stage not None, bytes reply not None):
+        """Called where the rules have mail logged, before the envelope is reset: with each reply that refuses
+        something, and if they say so with each that accepts a message. ``stage`` is the verb of the last command in
+        lower case, or ``"connect"`` before the first one. An empty ``reply`` means that the client left within DATA.
+        """
+
+    @property
+    def message_size(self):
+        """Octets of content of the message that is being received, or was just received; 0 without one."""
+        return self.reception.content.size if self.reception is not None else 0
 
     def responded(self, line):
         """Called with the line that answers ``challenge``, or ``None`` when the client was refused instead."""
@@ -170,8 +190,10 @@ cdef class Wire:
 
     @property
     def pending(self):
-        """Whether there are commands of the client that wait to be done."""
-        return self.asking != ASK_NOTHING or self.tail_pending
+        """Whether there are commands of the client that wait to be done. Before the greeting there are none, unless
+        the client talks early.
+        """
+        return self.asking > ASK_CONNECT or self.tail_pending
 
     cdef bint _waits(self) noexcept:
         """Whether nothing that the client sends can be taken now."""
@@ -229,7 +251,7 @@ cdef class Wire:
                 if self.phase == PHASE_PREFACE:
                     self.phase = PHASE_NEW
             elif self.phase == PHASE_CONTENT:
-                at += self.reception.take(p + at, n - at)
+                at += self.reception.take(self, p + at, n - at)
                 if self.reception.ended():
                     self._end_of_content()
             else:
@@ -289,9 +311,7 @@ cdef class Wire:
         if not self.spoke:
             self.spoke = True
             if <uint8_t>p[0] == TLS_HANDSHAKE and not rules.lenient and not self._the_session().tls:
-                counters.bump(VIOLATIONS + VIOLATION_FOREIGN_PROTOCOL, 1)
-                self._say(REPLY_FOREIGN)
-                self._close()
+                self._foreign("TLS")
                 return n
         if length > longest or (lf == NULL and length == longest):
             # Told at its end, for the client is still speaking.
@@ -348,7 +368,16 @@ cdef class Wire:
         text = book.text(reply).replace(b"{verb}", self._verb(c).encode())
         return self._put(text.replace(b"{argument}", c.argument[:c.length]))
 
+    cdef int _foreign(self, str what) except -1:
+        """Ends a connection on which another protocol is spoken."""
+        self.engine.counters.bump(VIOLATIONS + VIOLATION_FOREIGN_PROTOCOL, 1)
+        self.foreign(what)
+        self._say(REPLY_FOREIGN)
+        return self._close()
+
     cdef int _put(self, bytes text) except -1:
+        if self.rules.log_mail and PyBytes_AS_STRING(text)[0] >= b"4":
+            self._log(text)
         if self.first_reply is None:
             self.first_reply = text
             return 0
@@ -357,6 +386,10 @@ cdef class Wire:
             self.octets_said = PyBytes_GET_SIZE(self.first_reply)
         self.more_replies.append(text)
         self.octets_said += PyBytes_GET_SIZE(text)
+        return 0
+
+    cdef int _log(self, bytes reply) except -1:
+        self.log_reply(LOG_STAGES[self.verb], reply)
         return 0
 
     cdef int _close(self) except -1:

@@ -23,6 +23,7 @@ cdef extern from "grammar.h" nogil:
     parameter_result next_parameter(const char *p, size_t n, size_t *at, parameter *parameter)
     path_result parse_lenient_address(const char *p, size_t n, path *path, size_t *end)
     int valid_utf8(const char *p, size_t n)
+    int same_word(const char *p, size_t n, const char *upper)
 
 
 cdef extern from "command.h" nogil:
