@@ -4,8 +4,11 @@ from typing import Any
 
 from fastsmtp.body import Body
 
+def new_id() -> str: ...
+
 class Session:
     def __init__(self, loop: AbstractEventLoop | None = None) -> None: ...
+    id: str
     loop: AbstractEventLoop | None
     login_data: Any
     def note_login(self, login: object) -> None: ...
@@ -23,6 +26,7 @@ class Session:
 
 class Envelope:
     def __init__(self) -> None: ...
+    id: str
     mail_from: str | None
     mail_options: list[str]
     rcpt_tos: list[str]

@@ -104,10 +104,12 @@ def settings_of(certificates: Certificates, begun: str = "STARTTLS", **more: obj
 @on_both_loops
 async def test_starttls_keeps_the_session_and_forgets_what_was_said(certificates: Certificates) -> None:
     sessions: list[tuple[Session, str | None, bool, Any]] = []
+    ids: list[str] = []
 
     class Handler(Keeps):
         def handle_NOOP(self, server: object, session: Session, envelope: Envelope, argument: str) -> str:
             session.marks = [*getattr(session, "marks", []), argument]
+            ids.append(session.id)
             cipher = session.ssl.cipher() if session.ssl is not None else None
             sessions.append((session, session.host_name, session.tls, cipher))
             return "250 2.0.0 Ok"
@@ -137,6 +139,7 @@ async def test_starttls_keeps_the_session_and_forgets_what_was_said(certificates
     assert handler.messages == [("a@b.example", ["c@d.example"], b"text\r\n")]
     (clear, clear_name, clear_tls, clear_cipher), (secret, secret_name, secret_tls, secret_cipher) = sessions
     assert clear is secret
+    assert ids == [clear.id, clear.id]
     assert clear.marks == ["clear", "secret"]
     assert (clear_name, clear_tls, clear_cipher) == ("c.example", False, None)
     assert (secret_name, secret_tls) == (None, True)

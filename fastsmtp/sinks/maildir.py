@@ -12,6 +12,7 @@ import errno
 import itertools
 import logging
 import os
+import re
 import threading
 import time
 from collections import Counter, deque
@@ -50,6 +51,10 @@ _SLOW = 0.002
 _SLOW_FOR = 10.0
 
 _REMEMBERED_MAILBOXES = 65536
+
+# A program may give an envelope an id of its own, which must not end a line or lead out of a folder.
+_NOT_ID = re.compile(r"[^A-Za-z0-9._-]")
+_MAX_ID = 64
 
 
 class _Copy:
@@ -93,7 +98,6 @@ class Maildir(Sink):
         self._mode = mode
         self._folder_mode = 0o700 | mode | (mode & 0o444) >> 2
         self._name_end = b"." + _name_part(hostname)
-        self._numbers = itertools.count(1)
         self._folder_sync = FolderSync()
         self._known: set[bytes] = set()  # mailboxes that are there, with their parents synced
         self._making = threading.Lock()
@@ -123,7 +127,6 @@ class Maildir(Sink):
 
     async def open(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._pid = os.getpid()
         await asyncio.to_thread(self._prepare)
         self._lanes = (
             Lane("maildir", self._commit, threads=1, batch=_BATCH),
@@ -139,10 +142,8 @@ class Maildir(Sink):
     def head(self, session: Session, envelope: Envelope) -> bytes:
         if self._trace is None:
             return b""
-        queue_id = self._new_queue_id()
         recipients = next(iter(self._by_folder(envelope).values()), [])
-        head = self._trace.head(session, envelope, queue_id, recipients)
-        envelope.queue_id = queue_id
+        head = self._trace.head(session, envelope, _queue_id(envelope), recipients)
         envelope.trace_head = head
         return head
 
@@ -165,10 +166,6 @@ class Maildir(Sink):
 
     # On the loop
 
-    def _new_queue_id(self) -> str:
-        now = time.time_ns() // 1000
-        return f"{now // 1_000_000}.M{now % 1_000_000}P{self._pid}Q{next(self._numbers)}"
-
     def _by_folder(self, envelope: Envelope) -> dict[bytes, list[str]]:
         if not self._boxes.per_recipient:
             return {self._boxes.root: envelope.rcpt_tos}
@@ -180,7 +177,7 @@ class Maildir(Sink):
     def _delivery(self, session: Session, envelope: Envelope, body: Body) -> _Delivery:
         # What head() gave is used again octet by octet: only so can the spill file be linked as it is.
         known_head: bytes = getattr(envelope, "trace_head", b"") or b""
-        queue_id: str = getattr(envelope, "queue_id", "") or self._new_queue_id()
+        queue_id = _queue_id(envelope)
         folders = self._by_folder(envelope)
         if self._trace is None:
             return _Delivery(body, queue_id, [_Copy(folder, b"") for folder in folders])
@@ -294,13 +291,14 @@ class Maildir(Sink):
 
     def _link(self, delivery: _Delivery, copy: _Copy) -> None:
         assert copy.draft is not None
-        name = delivery.queue_id.encode()
-        while True:
-            path = b"%b/new/%b%b" % (copy.folder, name, self._name_end)
+        # Dovecot numbers new messages by the digits in front, as many others make them.
+        name = b"%b/new/%d.%b" % (copy.folder, time.time(), delivery.queue_id.encode())
+        path = name + self._name_end
+        for number in itertools.count(2):
             try:
                 copy.draft.link(path)
-            except FileExistsError:
-                name = self._new_queue_id().encode()
+            except FileExistsError:  # the same envelope was delivered before
+                path = b"%b_%d%b" % (name, number, self._name_end)
             else:
                 copy.linked = path
                 return
@@ -386,6 +384,10 @@ class Maildir(Sink):
             os.mkdir(path, self._folder_mode)
             if self._folder_mode != 0o700:
                 os.chmod(path, self._folder_mode)
+
+
+def _queue_id(envelope: Envelope) -> str:
+    return _NOT_ID.sub("_", str(envelope.id))[:_MAX_ID] or "_"
 
 
 def _start_sync(delivery: _Delivery, copy: _Copy) -> None:

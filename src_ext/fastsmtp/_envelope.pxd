@@ -3,7 +3,7 @@
 
 cdef class Session:
     cdef public object peer, ssl, host_name, proxy_data, auth_data, authenticated, loop
-    cdef object _login_data
+    cdef object _id, _login_data
     cdef public bint extended_smtp, tls
     cdef dict __dict__
 
@@ -12,5 +12,5 @@ cdef class Envelope:
     cdef public object mail_from, body
     cdef public list rcpt_tos
     cdef public bint smtp_utf8
-    cdef object _mail_options, _rcpt_options, _content, _original_content
+    cdef object _id, _mail_options, _rcpt_options, _content, _original_content
     cdef dict __dict__
