@@ -39,7 +39,7 @@ class Engine:
         *,
         rules: Rules,
         counters: Counters | None = None,
-        open_spill: Callable[[Dialogue], Spillable] | None = None,
+        open_spill: Callable[[Dialogue, bytes], Spillable] | None = None,
         spill_threshold: int = ...,
         memory_budget: int = ...,
     ) -> None: ...

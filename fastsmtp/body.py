@@ -202,6 +202,10 @@ class Body(ABC):
         """The content, read-only and without a copy; of a spilled body a map of the file."""
 
     @abstractmethod
+    def beginning(self, count: int) -> bytes:
+        """A copy of the first ``count`` octets, or of all if there are fewer. Raises OSError."""
+
+    @abstractmethod
     def open(self) -> BinaryIO:
         """A file of its own to read the content from, beginning at 0; it outlives close()."""
 
@@ -258,6 +262,9 @@ class _MemoryBody(Body):
     def view(self) -> memoryview:
         return memoryview(self._data).toreadonly()
 
+    def beginning(self, count: int) -> bytes:
+        return bytes(memoryview(self._data)[:count])
+
     def open(self) -> BinaryIO:
         return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, io.BytesIO(bytes(self)))))  # read-only
 
@@ -301,6 +308,9 @@ class _FileBody(Body):
         if self._map is None:
             self._map = mmap.mmap(self._fd, start + self.size, prot=mmap.PROT_READ)
         return memoryview(self._map)[start:]
+
+    def beginning(self, count: int) -> bytes:
+        return os.pread(self._fd, min(count, self.size), len(self._head))
 
     def open(self) -> BinaryIO:
         fd = fcntl.fcntl(self._fd, fcntl.F_DUPFD_CLOEXEC, 0)

@@ -34,6 +34,7 @@ from fastsmtp.body import Draft, sync_folder
 from fastsmtp.envelope import Envelope, Session
 from fastsmtp.hooks import describe
 from fastsmtp.sinks.commit import FolderSync
+from fastsmtp.sinks.trace import BEGINNING, separator
 
 __all__ = ["AsyncMessage", "Debugging", "Mailbox", "Message", "Proxy", "Sink"]
 
@@ -49,9 +50,8 @@ _WRITERS = 4  # threads that wait for the disk of one Maildir
 _MAX_TEXT = 400  # characters of a remote's reply: a reply line has at most 512 octets (RFC 5321 4.5.3.1.5)
 _LATER = "451 4.4.1 No answer from the next server"
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
-# How a message with a header may begin; a continuation or mbox's line are wrong there, but seen.
-_HEADER = re.compile(rb"[!-9;-~]+[ \t]*:|>?From |[ \t]")
-_LINE_END = re.compile(rb"\r\n|\r|\n")
+# The fields of a header, with the lines that continue them.
+_HEADER = re.compile(rb"(?:[!-9;-~]+[ \t]*:[^\n]*+(?:\n|\Z)(?:[ \t][^\n]*+(?:\n|\Z))*+)*+")
 _REPEATED_CODE = re.compile(r"\n[245]\.\d{1,3}\.\d{1,3}(?!\S)")
 _NOT_PRINTABLE = re.compile(r"[^ -~]")
 
@@ -238,27 +238,28 @@ def _forward(deliver: Callable[..., Refusals], peer: Any, envelope: Envelope) ->
 
 
 def _header_end(content: bytes) -> int:
-    """Where the empty line lies that ends the header; -1 if there is none."""
-    if content[:1] in (b"\r", b"\n"):
-        return 0
-    # Two ends of a line that are not one CRLF, whatever ends a line.
-    found = [at for pair in (b"\n\r", b"\n\n", b"\r\r") if (at := content.find(pair)) >= 0]
-    return min(found) + 1 if found else -1
+    """Where the header ends: at an empty line, at the first line that is no field, or with the content."""
+    header = _HEADER.match(content)
+    assert header is not None
+    return header.end()
 
 
 def _with_peer(content: bytes, peer: Any) -> bytes:
-    """The content with the client's address as the last field of its header."""
+    """The content with the client's address as the last field of its header.
+
+    It stands before a line that is no field, for readers who end the header there and for those who do not.
+    """
     address = peer[0] if isinstance(peer, tuple) else peer  # a str, and mostly empty, on a Unix socket
     field = f"X-Peer: {_printable(str(address or 'unknown'))}".encode()
-    end = _header_end(content)
-    if end and content and not _HEADER.match(content):
+    before = separator(content[:BEGINNING])
+    if before == b"\r\n":
         return b"%b\r\n\r\n%b" % (field, content)  # all of it is body
-    if end < 0:
-        return b"%b%b%b\r\n" % (content, b"" if content[-1:] in (b"", b"\r", b"\n") else b"\r\n", field)
-    line_end = _LINE_END.match(content, end)
-    assert line_end is not None
-    view = memoryview(content)
-    return b"".join((view[:end], field, line_end[0], view[end:]))
+    content = before + content
+    end = _header_end(content)
+    header = content[:end]
+    missing = b"" if header[-1:] in (b"", b"\n") else b"\r\n"
+    line_end = b"\n" if header[-1:] == b"\n" and header[-2:] != b"\r\n" else b"\r\n"
+    return b"".join((header, missing, field, line_end, memoryview(content)[end:]))
 
 
 def _answer(rcpt_tos: Iterable[str], refused: Refusals) -> str:
@@ -320,8 +321,8 @@ class MessageBase(ABC):
     def prepare_message(self, session: Session, envelope: Envelope) -> email.message.Message:
         """The message, with the fields X-Peer, X-MailFrom and X-RcptTo added at the end of its header.
 
-        A client may have written such fields as well; the last ones are the server's. Raises TypeError for
-        content that is neither ``bytes`` nor ``str``.
+        A client may have written such fields as well; the last ones are the server's. Content that does not begin with
+        a header field is text, all of it. Raises TypeError for content that is neither ``bytes`` nor ``str``.
         """
         message = self._parse(envelope.content)
         message["X-Peer"] = str(session.peer)
@@ -330,10 +331,13 @@ class MessageBase(ABC):
         return message
 
     def _parse(self, data: object) -> email.message.Message:
+        # The parser drops a first line that begins with a blank, a colon or "From ", whatever it is.
         if isinstance(data, (bytes, bytearray)):
-            return message_from_bytes(data, self.message_class)
+            before = separator(bytes(data[:BEGINNING]))
+            return message_from_bytes(before + data if before else data, self.message_class)
         if isinstance(data, str):
-            return message_from_string(data, self.message_class)
+            before = separator(data[:BEGINNING].encode("utf-8", "surrogateescape"))
+            return message_from_string(before.decode() + data, self.message_class)
         raise TypeError(f"Expected str or bytes, got {type(data)}")
 
     @abstractmethod

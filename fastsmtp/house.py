@@ -51,7 +51,9 @@ class House:
         self.sites: dict[Terms, Site] = {}
         spills = Path(tempfile.gettempdir())
         rules = Rules(book=native("localhost"))  # until each connection has its own
-        self.engine = Engine(rules=rules, open_spill=lambda dialogue: Spill(spills), spill_threshold=_SPILL)
+        self.engine = Engine(
+            rules=rules, open_spill=lambda dialogue, beginning: Spill(spills), spill_threshold=_SPILL
+        )
         self.prepared: dict[object, dict[str, Any]] = {}
         self._ticking: asyncio.TimerHandle | None = None
         self._interval = _TICK

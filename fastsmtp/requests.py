@@ -20,6 +20,7 @@ from fastsmtp.connection import Connection, Site
 from fastsmtp.errors import InternalConfusion, SMTPError
 from fastsmtp.hooks import settled
 from fastsmtp.replies import NotAReply, plain
+from fastsmtp.sinks.trace import BEGINNING, separator
 
 if TYPE_CHECKING:
     from email.message import Message
@@ -100,7 +101,9 @@ class SMTPRequest:
     def message(self) -> Message:
         """The message, parsed from the lines of ``data`` as octets. Made when first asked for."""
         if self._message is None:
-            self._message = email.message_from_bytes(self._lines())
+            # The parser drops a first line that begins with a blank, a colon or "From ", whatever it is.
+            lines = self._lines()
+            self._message = email.message_from_bytes(separator(lines[:BEGINNING]) + lines)
         return self._message
 
     def _lines(self) -> bytes:

@@ -196,13 +196,13 @@ class Worker:
 
     # --- storing --------------------------------------------------------------------------------------------
 
-    def _open_spill(self, dialogue: Dialogue) -> Spill:
+    def _open_spill(self, dialogue: Dialogue, beginning: bytes) -> Spill:
         head = b""
         if self._sink is not None:
             connection = cast("Connection", dialogue)
             connection.know_peer()
             assert dialogue.envelope is not None
-            head = self._sink.head(dialogue.session, dialogue.envelope)
+            head = self._sink.head(dialogue.session, dialogue.envelope, beginning)
         return Spill(self._config.spill_directory, head)
 
     # --- leaving --------------------------------------------------------------------------------------------

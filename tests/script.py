@@ -32,7 +32,7 @@ def make_engine(limits: Limits | None = None, hooks: Iterable[str] = ("DATA",), 
         **settings,
     )
     spills = Path(tempfile.gettempdir())
-    return Engine(rules=rules, open_spill=lambda dialogue: Spill(spills), **memory)
+    return Engine(rules=rules, open_spill=lambda dialogue, beginning: Spill(spills), **memory)
 
 
 class Script(Dialogue):

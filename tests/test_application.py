@@ -115,6 +115,22 @@ def test_a_request_made_by_hand() -> None:
     assert request.data == "Subject: é\n\ntext"
     assert bytes(request.body) == "Subject: é\n\ntext".encode()
     assert request.message.get_payload() == "text"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "   Toner low on unit 3.\nPlease refill.",
+        "\t(added); Mon, 1 Jan 2001 00:00:00 +0000\nSubject: x\n\ny",
+        "From now on we meet at noon.\nBring cake.",
+        ": text",
+    ],
+)
+def test_the_message_of_content_without_a_header_has_all_its_text(text: str) -> None:
+    request = SMTPRequest(None, "192.0.2.7", "DATA", data=text)  # type: ignore[arg-type]
+    assert request.data == text
+    assert request.message.items() == []
+    assert request.message.get_payload() == text
     assert (request.mail_options, request.rcpt_options) == ([], [])
     assert (request.tls, request.authenticated, request.smtp_utf8) == (False, False, False)
     request.data = "other"

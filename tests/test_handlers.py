@@ -212,6 +212,35 @@ def test_an_empty_message_has_the_added_fields(content: object) -> None:
     assert message.get_payload() == ""
 
 
+@pytest.mark.parametrize("kind", [bytes, bytearray, str])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "   Toner low on unit 3.\r\nPlease refill.\r\n",
+        "\t(added by the client); Mon, 1 Jan 2001 00:00:00 +0000\r\nSubject: x\r\n\r\ny\r\n",
+        "From now on we meet at noon.\r\nBring cake.\r\n",
+        "From now on\n\nSubject: x\n",
+        ">From Ann:\nhello\n",
+        ": text\r\n",
+        "text without a colon\r\n\r\nmore\r\n",
+        "Grüße: an alle\r\n",
+    ],
+)
+def test_content_without_a_header_is_text_to_its_first_octet(text: str, kind: Any) -> None:
+    content = kind(text, "utf-8") if kind is not str else text
+    message = Takes().prepare_message(a_session(), an_envelope(content))
+    assert message.keys() == ["X-Peer", "X-MailFrom", "X-RcptTo"]
+    assert message.get_unixfrom() is None
+    assert message.get_payload(decode=kind is not str) == (text.encode() if kind is not str else text)
+
+
+@pytest.mark.parametrize("line", ["From ann@a.example Thu Nov 20 11:43:00 2025", ">From ann"])
+def test_a_line_of_an_mbox_before_the_header_is_a_field(line: str) -> None:
+    message = Takes().prepare_message(a_session(), an_envelope(f"{line}\nSubject: x\n\ntext\n"))
+    assert message.items()[:2] == [("X-Mailbox-Line", line), ("Subject", "x")]
+    assert message.get_payload() == "text\n"
+
+
 @pytest.mark.parametrize("content", [None, [], {}, ()])
 def test_content_of_another_kind_is_refused(content: object) -> None:
     with pytest.raises(TypeError, match=re.escape(f"Expected str or bytes, got {type(content)}")):
@@ -373,11 +402,21 @@ def test_no_line_end_of_any_kind_lets_content_end_early(line_end: bytes, offset:
         (b"A: b\r\n\r\n", b"A: b\r\nX-Peer: 192.0.2.7\r\n\r\n"),
         (b"A: b\r\n c\r\n", b"A: b\r\n c\r\nX-Peer: 192.0.2.7\r\n"),
         (b"A: b", b"A: b\r\nX-Peer: 192.0.2.7\r\n"),
-        (b"", b"X-Peer: 192.0.2.7\r\n"),
+        (b"", b"X-Peer: 192.0.2.7\r\n\r\n"),
+        (
+            b"A: b\r\ntext\r\nC: d\r\n\r\nmore\r\n",
+            b"A: b\r\nX-Peer: 192.0.2.7\r\ntext\r\nC: d\r\n\r\nmore\r\n",
+        ),
+        (b"A: b\ntext\n", b"A: b\nX-Peer: 192.0.2.7\ntext\n"),
+        (b"\n\ntext\n", b"X-Peer: 192.0.2.7\r\n\n\ntext\n"),
+        (b" text: a\r\nA: b\r\n\r\n", b"X-Peer: 192.0.2.7\r\n\r\n text: a\r\nA: b\r\n\r\n"),
+        (b"\tb\r\n\r\ntext\r\n", b"X-Peer: 192.0.2.7\r\n\r\n\tb\r\n\r\ntext\r\n"),
+        (b"From now on\r\n\r\nA: b\r\n", b"X-Peer: 192.0.2.7\r\n\r\nFrom now on\r\n\r\nA: b\r\n"),
         (b"\r\ntext\r\n\r\nmore\r\n", b"X-Peer: 192.0.2.7\r\n\r\ntext\r\n\r\nmore\r\n"),
         (b"text\r\n", b"X-Peer: 192.0.2.7\r\n\r\ntext\r\n"),
         (b"text\r\n\r\nmore: text\r\n", b"X-Peer: 192.0.2.7\r\n\r\ntext\r\n\r\nmore: text\r\n"),
-        (b"From a\r\nA: b\r\n\r\n", b"From a\r\nA: b\r\nX-Peer: 192.0.2.7\r\n\r\n"),
+        (b"From a\r\nA: b\r\n\r\n", b"X-Mailbox-Line: From a\r\nA: b\r\nX-Peer: 192.0.2.7\r\n\r\n"),
+        (b">From a\nA: b\n\n", b"X-Mailbox-Line: >From a\nA: b\nX-Peer: 192.0.2.7\n\n"),
     ],
 )
 def test_the_peer_is_the_last_field_of_the_header(content: bytes, sent: bytes) -> None:

@@ -1,6 +1,7 @@
 """Maildir delivery: safe before it is said to be, whole or not at all, and never on the loop."""
 
 import asyncio
+import email
 import errno
 import hashlib
 import logging
@@ -12,14 +13,18 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import pytest
 import uvloop
 from disks import open_files, small_disk
+from servers import Client, on_both_loops, serve
+from wires import TO_DATA
 
 import fastsmtp.body
 import fastsmtp.sinks.commit
@@ -32,6 +37,7 @@ from fastsmtp.sinks import Sink, make_sink
 from fastsmtp.sinks.commit import FolderSync
 
 CONTENT = b"Subject: test\r\n\r\n.a line\r\nb\xe9n\0\r\n"
+HEAD = b"Return-Path: <ann@a.example>\r\nDelivered-To: ben@b.example\r\n"
 DEADLINE = 20  # seconds, for what takes milliseconds
 
 
@@ -53,7 +59,7 @@ def an_envelope(*rcpt_tos: str, body: Body | None = None) -> Envelope:
 
 def a_spilled_envelope(sink: Sink, folder: Path, *rcpt_tos: str, content: bytes = CONTENT) -> Envelope:
     envelope = an_envelope(*rcpt_tos)
-    spill = Spill(folder, sink.head(a_session(), envelope))
+    spill = Spill(folder, sink.head(a_session(), envelope, content))
     spill.write(memoryview(content))
     envelope.body = spill.body()
     return envelope
@@ -191,17 +197,21 @@ async def test_folders_are_private_and_mode_opens_them(tmp_path: Path) -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="this system has no O_TMPFILE")
+@pytest.mark.parametrize(
+    ("before", "between"),
+    [(b"", b""), (b"  text\r\n", b"\r\n"), (b"From ann@a.example\r\n", b"X-Mailbox-Line: ")],
+)
 async def test_a_spilled_message_is_linked_and_not_copied(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bytes, between: bytes
 ) -> None:
     monkeypatch.setattr(fastsmtp.body, "copy_range", lambda *_: pytest.fail("the body was copied"))
     async with opened(tmp_path / "mail") as sink:
-        envelope = a_spilled_envelope(sink, tmp_path)
+        envelope = a_spilled_envelope(sink, tmp_path, content=before + CONTENT)
         monkeypatch.setattr(fastsmtp.sinks.trace, "_date", lambda _: b"later")
         queue_id = await deliver(sink, envelope)
         assert envelope.id == queue_id
     (message,) = mail_in(tmp_path / "mail")
-    assert message == envelope.trace_head + CONTENT
+    assert message == HEAD + envelope.received_field + between + before + CONTENT
     assert f" id {queue_id}\r\n".encode() in message
 
 
@@ -213,7 +223,76 @@ async def test_a_spilled_message_reaches_another_file_system(tmp_path: Path) -> 
             await deliver(sink, envelope)
             assert envelope.body is not None
             envelope.body.close()
-    assert mail_in(tmp_path / "mail") == [envelope.trace_head + CONTENT * 1000]
+    assert mail_in(tmp_path / "mail") == [HEAD + envelope.received_field + CONTENT * 1000]
+
+
+@pytest.mark.asyncio
+async def test_a_file_that_was_begun_before_its_first_line_was_whole_is_right(tmp_path: Path) -> None:
+    async with opened(tmp_path / "mail") as sink:
+        for seen in b"", b"Sub", b"From ann":
+            envelope = an_envelope()
+            spill = Spill(tmp_path, sink.head(a_session(), envelope, seen))
+            spill.write(memoryview(CONTENT))
+            envelope.body = spill.body()
+            await deliver(sink, envelope)
+            (message,) = mail_in(tmp_path / "mail")
+            assert message == HEAD + envelope.received_field + CONTENT
+            (tmp_path / "mail" / "new" / os.listdir(tmp_path / "mail" / "new")[0]).unlink()
+
+
+TEXTS = {
+    "indented": b"   Toner low on unit 3.\r\nPlease refill.\r\n",
+    "continues": b"\t(added by the client); Mon, 1 Jan 2001 00:00:00 +0000\r\nSubject: x\r\n\r\ny\r\n",
+    "plain": b"Toner low on unit 3.\r\nPlease refill.\r\n",
+    "eight-bit": "Grüße: an alle\r\n".encode(),
+    "empty": b"",
+    "from": b"From now on we meet at noon.\r\n",
+}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+@pytest.mark.parametrize("threshold", [1 << 20, 1000, 1])
+@on_both_loops
+async def test_no_content_goes_on_where_the_trace_lines_end(
+    text: bytes, threshold: int, tmp_path: Path
+) -> None:
+    content = text + b"line\r\n" * 300 if text else b""
+    settings = {
+        "deliver": f"maildir:{tmp_path}/mail",
+        "spill_threshold": threshold,
+        "spill_directory": tmp_path,
+    }
+    async with await serve(**settings) as server:
+        with await Client.greeted(server) as client:
+            await client.send(TO_DATA + content[:2])
+            assert await client.codes(3) == [250, 250, 354]
+            assert (await client.ask(content[2:] + b".\r\n")).code == 250
+    (octets,) = mail_in(tmp_path / "mail")
+    message = email.message_from_bytes(octets)
+    assert message.keys() == ["Return-Path", "Delivered-To", "Received"]
+    assert octets.partition(b"\r\n\r\n")[2] == content
+    dated = parsedate_to_datetime(message["Received"].rpartition(";")[2])
+    assert abs(dated.timestamp() - time.time()) < 100
+
+
+@pytest.mark.parametrize("threshold", [1 << 20, 1000, 1])
+@on_both_loops
+async def test_a_line_of_an_mbox_before_the_header_becomes_a_field(threshold: int, tmp_path: Path) -> None:
+    content = b"From ann@a.example Thu Nov 20 11:43:00 2025\r\nSubject: x\r\n\r\n" + b"text\r\n" * 300
+    settings = {
+        "deliver": f"maildir:{tmp_path}/mail",
+        "spill_threshold": threshold,
+        "spill_directory": tmp_path,
+    }
+    async with await serve(**settings) as server:
+        with await Client.greeted(server) as client:
+            await client.send(TO_DATA + content + b".\r\n")
+            assert await client.codes(4) == [250, 250, 354, 250]
+    (octets,) = mail_in(tmp_path / "mail")
+    message = email.message_from_bytes(octets)
+    assert message.keys() == ["Return-Path", "Delivered-To", "Received", "X-Mailbox-Line", "Subject"]
+    assert message["X-Mailbox-Line"] == "From ann@a.example Thu Nov 20 11:43:00 2025"
+    assert octets.endswith(content)
 
 
 @pytest.mark.asyncio
@@ -303,7 +382,7 @@ async def test_an_id_of_a_program_can_neither_end_a_line_nor_lead_out_of_the_fol
     envelope.id = "../a b\r\nX:" + "y" * 300
     async with opened(tmp_path) as sink:
         if spilled:
-            spill = Spill(tmp_path, sink.head(a_session(), envelope))
+            spill = Spill(tmp_path, sink.head(a_session(), envelope, CONTENT))
             spill.write(memoryview(CONTENT))
             envelope.body = spill.body()
         queue_id = await deliver(sink, envelope)

@@ -24,7 +24,7 @@ def test_discard_takes_everything() -> None:
         assert not sink.keeps
         await sink.open()
         nothing: Any = SimpleNamespace()
-        assert sink.head(nothing, nothing) == b""
+        assert sink.head(nothing, nothing, b"") == b""
         queue_id = sink.deliver(nothing, nothing)
         await sink.close()
         return queue_id

@@ -233,7 +233,7 @@ def test_a_message_that_cannot_spill_is_read_to_its_true_end(tmp_path: Path) -> 
     wire = HELLO + TO_DATA + b"x" * 3000 + b"\r\n" + EVIL + b".\r\nNOOP\r\n" + QUIT
     engine = Engine(
         rules=Rules(book=native("mx.example"), hooks=HOOKS["DATA"]),
-        open_spill=lambda dialogue: Spill(tmp_path / "gone"),
+        open_spill=lambda dialogue, beginning: Spill(tmp_path / "gone"),
         spill_threshold=1000,
     )
     script = Watched(engine)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastsmtp.sinks.trace import Trace, delivered_to, return_path
+from fastsmtp.sinks.trace import Trace, delivered_to, return_path, separator
 
 QUEUE_ID = "1763638980.M123456P4711Q12"
 
@@ -42,12 +42,21 @@ def received(session: Any, envelope: Any, hostname: str = "mx.example") -> str:
     return line[:-2].decode()
 
 
+def head(trace: Trace, session: Any, envelope: Any, recipients: list[str]) -> bytes:
+    """All trace lines, as a file begins with them."""
+    received = trace.received(session, envelope, QUEUE_ID)
+    return return_path(envelope.mail_from) + delivered_to(recipients) + received
+
+
 DATE = r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d{1,2} [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d \+0000"
 
 
 def test_the_head_has_return_path_first_then_delivered_to_then_received() -> None:
-    head = Trace("mx.example").head(session(), envelope(), QUEUE_ID, ["ben@b.example", "eve@b.example"])
-    lines = head.decode().split("\r\n")
+    lines = (
+        head(Trace("mx.example"), session(), envelope(), ["ben@b.example", "eve@b.example"])
+        .decode()
+        .split("\r\n")
+    )
     assert lines[:5] == [
         "Return-Path: <ann@a.example>",
         "Delivered-To: ben@b.example",
@@ -60,7 +69,7 @@ def test_the_head_has_return_path_first_then_delivered_to_then_received() -> Non
 
 
 def test_a_mail_library_reads_what_was_written() -> None:
-    message = message_from_bytes(Trace("mx.example").head(session(), envelope(), QUEUE_ID, ["ben@b.example"]))
+    message = message_from_bytes(head(Trace("mx.example"), session(), envelope(), ["ben@b.example"]))
     assert message.keys() == ["Return-Path", "Delivered-To", "Received"]
     assert not message.defects
     date = parsedate_to_datetime(message["Received"].rpartition(";")[2])
@@ -146,14 +155,14 @@ def test_nothing_said_can_begin_a_line_or_make_a_long_one(
     helo: str | None, mail_from: str, rcpt_tos: list[str], ip: str, hostname: str, long: int
 ) -> None:
     rcpt_tos = [rcpt * long for rcpt in rcpt_tos]
-    head = Trace(hostname * long).head(
+    octets = head(
+        Trace(hostname * long),
         session(host_name=helo and helo * long, peer=(ip * long, 1)),
         envelope(mail_from=mail_from * long, rcpt_tos=rcpt_tos, smtp_utf8=True),
-        QUEUE_ID,
         rcpt_tos,
     )
-    assert head.endswith(b"\r\n")
-    lines = head.removesuffix(b"\r\n").split(b"\r\n")
+    assert octets.endswith(b"\r\n")
+    lines = octets.removesuffix(b"\r\n").split(b"\r\n")
     fields = [line.partition(b":")[0] for line in lines if not line.startswith(b"\t")]
     assert fields == [b"Return-Path", *[b"Delivered-To"] * len(rcpt_tos), b"Received"]
     for line in lines:
@@ -162,8 +171,41 @@ def test_nothing_said_can_begin_a_line_or_make_a_long_one(
         line.decode()
 
 
+@pytest.mark.parametrize(
+    ("content", "between"),
+    [
+        (b"Subject: test\r\n", b""),
+        (b"Subject : test\r\n", b""),
+        (b"x:", b""),
+        (b"X" * 900 + b":\r\n", b""),
+        (b"\r\ntext\r\n", b""),
+        (b"\ntext\n", b""),
+        (b"", b"\r\n"),
+        (b"text\r\n", b"\r\n"),
+        (b"text with: a colon\r\n", b"\r\n"),
+        (b"   Toner low on unit 3.\r\n", b"\r\n"),
+        (b"\t(added by the client); Mon, 1 Jan 2001 00:00:00 +0000\r\nSubject: x\r\n", b"\r\n"),
+        (b": text\r\n", b"\r\n"),
+        ("Grüße: text\r\n".encode(), b"\r\n"),
+        (b"\0: text\r\n", b"\r\n"),
+        (b"\rSubject: x\r\n", b"\r\n"),
+        (b"Sub\rject: x\r\n", b"\r\n"),
+        (b"From ann@a.example Thu Nov 20 11:43:00 2025\r\nSubject: x\r\n", b"X-Mailbox-Line: "),
+        (b">From ann@a.example\nSubject: x\n", b"X-Mailbox-Line: "),
+        (b"From: ann@a.example\r\n", b""),
+        (b"From : ann@a.example\r\n", b""),
+        (b"From now on we meet at noon.\r\n", b"\r\n"),
+        (b"From now on\r\n\r\nSubject: x\r\n", b"\r\n"),
+        (b"From now on\r\n Subject: x\r\n", b"\r\n"),
+        (b">>From a\r\nSubject: x\r\n", b"\r\n"),
+    ],
+)
+def test_what_stands_between_trace_lines_and_content(content: bytes, between: bytes) -> None:
+    assert separator(content) == between
+
+
 def test_a_head_costs_microseconds() -> None:
     trace, s, e = Trace("mx.example"), session(), envelope()
-    best = min(timeit.repeat(lambda: trace.head(s, e, QUEUE_ID, e.rcpt_tos), number=1000, repeat=5)) / 1000
+    best = min(timeit.repeat(lambda: head(trace, s, e, e.rcpt_tos), number=1000, repeat=5)) / 1000
     print(f"\na trace head costs {best * 1e6:.1f} us")
     assert best < 100e-6  # 4 us on the machine it was written on; the margin is for a loaded one

@@ -40,10 +40,11 @@ class Sink(ABC):
     async def close(self) -> None:
         """Waits for what is in flight, and frees everything."""
 
-    def head(self, session: Session, envelope: Envelope) -> bytes:
-        """What the file of a body that is about to be spilled shall begin with, so that it can be linked.
+    def head(self, session: Session, envelope: Envelope, beginning: bytes) -> bytes:
+        """What the file of a body that is about to be spilled begins with, so that it can be linked.
 
-        Called at most once for an envelope, when all recipients are known.
+        ``beginning`` is the first of the content, as far as it is there. Called at most once for an envelope, when all
+        recipients are known.
         """
         return b""
 

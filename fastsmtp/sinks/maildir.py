@@ -24,7 +24,7 @@ from fastsmtp.errors import ConfigError, SMTPError
 from fastsmtp.sinks.base import Sink
 from fastsmtp.sinks.commit import FolderSync, Lane
 from fastsmtp.sinks.mailboxes import Mailboxes
-from fastsmtp.sinks.trace import Trace, delivered_to, return_path
+from fastsmtp.sinks.trace import BEGINNING, Trace, delivered_to, return_path, separator
 
 if TYPE_CHECKING:
     from fastsmtp._envelope import Envelope, Session
@@ -70,12 +70,13 @@ class _Copy:
 
 
 class _Delivery:
-    __slots__ = ("body", "copies", "error", "future", "queue_id")
+    __slots__ = ("body", "copies", "error", "future", "queue_id", "separator")
 
-    def __init__(self, body: Body, queue_id: str, copies: list[_Copy]) -> None:
+    def __init__(self, body: Body, queue_id: str, copies: list[_Copy], separator: bytes | None) -> None:
         self.body = body
         self.queue_id = queue_id
         self.copies = copies
+        self.separator = separator  # None: not known yet
         self.error: SMTPError | None = None
         self.future: asyncio.Future[str] | None = None
 
@@ -139,13 +140,15 @@ class Maildir(Sink):
         self._lanes = ()
         self._finish()
 
-    def head(self, session: Session, envelope: Envelope) -> bytes:
+    def head(self, session: Session, envelope: Envelope, beginning: bytes) -> bytes:
         if self._trace is None:
             return b""
         recipients = next(iter(self._by_folder(envelope).values()), [])
-        head = self._trace.head(session, envelope, _queue_id(envelope), recipients)
-        envelope.trace_head = head
-        return head
+        received = self._trace.received(session, envelope, _queue_id(envelope))
+        # It is used again octet by octet: only so can the spill file be linked as it is.
+        envelope.received_field = received
+        first = return_path(envelope.mail_from or "<>")
+        return first + delivered_to(recipients) + received + separator(beginning)
 
     def deliver(self, session: Session, envelope: Envelope) -> str | asyncio.Future[str]:
         body = envelope.body
@@ -175,22 +178,19 @@ class Maildir(Sink):
         return folders
 
     def _delivery(self, session: Session, envelope: Envelope, body: Body) -> _Delivery:
-        # What head() gave is used again octet by octet: only so can the spill file be linked as it is.
-        known_head: bytes = getattr(envelope, "trace_head", b"") or b""
         queue_id = _queue_id(envelope)
         folders = self._by_folder(envelope)
         if self._trace is None:
-            return _Delivery(body, queue_id, [_Copy(folder, b"") for folder in folders])
-        if known_head:
-            received = known_head[known_head.index(b"\r\nReceived: ") + 2 :]
-        else:
+            return _Delivery(body, queue_id, [_Copy(folder, b"") for folder in folders], b"")
+        received: bytes | None = getattr(envelope, "received_field", None)
+        if received is None:
             received = self._trace.received(session, envelope, queue_id)
         first = return_path(envelope.mail_from or "<>")
         copies = [
             _Copy(folder, first + delivered_to(recipients) + received)
             for folder, recipients in folders.items()
         ]
-        return _Delivery(body, queue_id, copies)
+        return _Delivery(body, queue_id, copies, None)
 
     def _try_at_once(self, delivery: _Delivery) -> bool:
         body = delivery.body
@@ -279,15 +279,18 @@ class Maildir(Sink):
         failures[str(error)] += 1
 
     def _write(self, delivery: _Delivery, copy: _Copy) -> None:
+        if delivery.separator is None:
+            delivery.separator = separator(delivery.body.beginning(BEGINNING))
+        head = copy.head + delivery.separator
         if self._boxes.per_recipient and copy.folder not in self._known:
             self._make(copy.folder)
         try:
-            copy.draft = delivery.body.draft(copy.folder + b"/tmp", copy.head, self._mode)
+            copy.draft = delivery.body.draft(copy.folder + b"/tmp", head, self._mode)
         except FileNotFoundError:
             if not self._boxes.per_recipient:
                 raise
             self._make(copy.folder)  # its owner left, mail still comes
-            copy.draft = delivery.body.draft(copy.folder + b"/tmp", copy.head, self._mode)
+            copy.draft = delivery.body.draft(copy.folder + b"/tmp", head, self._mode)
 
     def _link(self, delivery: _Delivery, copy: _Copy) -> None:
         assert copy.draft is not None

@@ -1,7 +1,8 @@
 """Trace: the lines that final delivery puts in front of a message (RFC 5321 4.4).
 
 Knows Return-Path, Delivered-To and Received, and that a client may say anything: nothing of what it said can
-begin a line of its own or make one of over 998 octets. Refuses to know where the message goes, and DNS.
+begin a line of its own or make one of over 998 octets, and no content can go on where the trace lines end. Refuses to
+know where the message goes, and DNS.
 """
 
 from __future__ import annotations
@@ -19,6 +20,14 @@ _HELO = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}", re.ASCII)
 _NOT_HELO = re.compile(r"[^A-Za-z0-9._:\[\]-]")
 _NOT_IP = re.compile(r"[^0-9A-Fa-f.:]")
 _MAX_ADDRESS = 900  # octets; the grammar allows 256, this keeps a line below 998 whatever comes
+
+# RFC 5322 3.6.8, with the blanks of 4.5 before the colon.
+_FIELD = rb"[!-9;-~]+[ \t]*:"
+_NEEDS_NO_SEPARATOR = re.compile(rb"%b|\r*\n" % _FIELD)
+_MAILBOX_LINE = re.compile(rb">?From [^\n]*\n%b" % _FIELD)
+BEGINNING = 1024
+"""Octets of content that ``separator`` looks at: no line of a header is longer."""
+
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
@@ -29,16 +38,6 @@ class Trace:
     def __init__(self, hostname: str) -> None:
         self._by = f")\r\n\tby {_host(hostname)} with "
         self._by_without_address = self._by[1:]
-
-    def head(self, session: Session, envelope: Envelope, queue_id: str, recipients: Iterable[str]) -> bytes:
-        """Return-Path, a Delivered-To for each of ``recipients``, Received; a few microseconds."""
-        return b"".join(
-            (
-                return_path(envelope.mail_from or "<>"),
-                delivered_to(recipients),
-                self.received(session, envelope, queue_id),
-            )
-        )
 
     def received(self, session: Session, envelope: Envelope, queue_id: str) -> bytes:
         """The Received field. It names the recipient only if there is just one: more may be blind copies."""
@@ -62,6 +61,18 @@ class Trace:
         if len(recipients) == 1:
             return b"%b\r\n\tfor <%b>; %b\r\n" % (line.encode(), _address(recipients[0]), date)
         return b"%b; %b\r\n" % (line.encode(), date)
+
+
+def separator(content: bytes) -> bytes:
+    """What stands between header fields of ours and ``content``, of which the first ``BEGINNING`` octets will do.
+
+    Nothing, if it begins with a field or with an empty line. A line of an mbox, ``From ann@a.example Thu Nov 20``, that
+    fields follow becomes a field. Before anything else comes an empty line: a first line that begins with a blank
+    would continue our last field, and other text would end the header in the midst of a line.
+    """
+    if _NEEDS_NO_SEPARATOR.match(content):
+        return b""
+    return b"X-Mailbox-Line: " if _MAILBOX_LINE.match(content) else b"\r\n"
 
 
 def return_path(mail_from: str) -> bytes:

@@ -206,9 +206,9 @@ cdef class Block:
 cdef class Engine:
     """What all dialogues of one worker share. Sizes are in octets.
 
-    ``rules`` hold for each dialogue until it is given others. ``open_spill(dialogue)`` gives an object with
-    ``write(memoryview)`` and ``close()`` for content beyond ``spill_threshold``; without it all content stays in
-    memory. ``now`` is a coarse clock in seconds, moved by ``tick``.
+    ``rules`` hold for each dialogue until it is given others. ``open_spill(dialogue, beginning)`` gives an
+    object with ``write(memoryview)`` and ``close()`` for content beyond ``spill_threshold``; without it all content
+    stays in memory. ``beginning`` is the first of the content, 1 to 1,024 octets. ``now`` is a coarse clock in seconds, moved by ``tick``.
     """
 
     def __init__(self, *, Rules rules not None, Counters counters=None, open_spill=None,

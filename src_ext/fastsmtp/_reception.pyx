@@ -29,6 +29,7 @@ cdef extern from "Python.h":
 cdef enum:
     SPILL_WRITE = 256 * 1024    # once a message spills, it is written in pieces of this
     LEAST_ROOM = 64 * 1024      # a read into a message's own memory has at least so much room
+    BEGINNING = 1024            # octets of content that are shown when a spill is opened
 
 KERNEL = (<bytes>scan_init()).decode()
 
@@ -193,7 +194,8 @@ cdef class Reception:
             return 0
         try:
             if self.spill is None:
-                self.spill = self.engine.open_spill(dialogue)
+                beginning = self.memory.data[:min(self.length, <size_t>BEGINNING)]
+                self.spill = self.engine.open_spill(dialogue, beginning)
                 counters.bump(SPILLED_MESSAGES, 1)
             view = PyMemoryView_FromMemory(self.memory.data, self.length, PyBUF_WRITE)
             self.spill.write(view)
