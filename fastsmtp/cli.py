@@ -148,14 +148,18 @@ def _load(path: Path | None, pairs: Sequence[str], flags: dict[str, object]) -> 
             raise ConfigError(f"{key} is given twice, by {names[key]} and by --set; keep one")
         overrides[key] = value
         names[key] = "--set" if key not in Config.model_fields else f"--set {key}"
-    return config.load(path, overrides, flags=names)
+    return config.load(path, overrides, flags=names, warn=lambda text: _say(f"warning: {text}"))
 
 
 def _fail(text: str, status: int) -> int:
+    _say(text)
+    return status
+
+
+def _say(text: str) -> None:
     # What people typed stands in the text: a line end or an escape sequence must not reach the terminal.
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     print(f"{NAME}: {line}", file=sys.stderr)
-    return status
 
 
 _HEAD = f"""\
@@ -168,7 +172,12 @@ command line, and `idle_timeout=60` in Python. A flag wins over the environment,
 (`--config FILE`), that over the default. An empty variable counts as not set; `""` in the file, or an empty
 flag, unsets a setting that may be unset. File names are relative to the folder in which the server starts.
 
-An unknown name, a value that is not allowed and a file that is missing stop the server with one line that
-says which and where. `fastsmtp check-config` takes what `fastsmtp serve` takes, checks it, and prints the
-whole configuration as TOML.
+The file has no sections: all keys stand at the top level.
+
+An unknown key or flag, a value that is not allowed and a file that is missing stop the server with one line that
+says which and where. A `{config.PREFIX}*` variable that resembles a setting, such as `{config.PREFIX}WORKER`, is
+taken for a typing error and stops it too. Any other, such as `{config.PREFIX}HOME`, may belong to another program:
+the server ignores it, with a warning.
+
+`fastsmtp check-config` takes what `fastsmtp serve` takes, checks it, and prints the whole configuration as TOML.
 """

@@ -6,19 +6,21 @@ value came from. Refuses to know what is done with it: no socket is opened, no h
 """
 
 import functools
+import logging
 import os
 import re
 import socket
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from decimal import Decimal
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from annotated_types import Ge, Gt, Le
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import (
@@ -32,6 +34,8 @@ from pydantic_settings import (
 from fastsmtp import sockets
 from fastsmtp.errors import ConfigError
 
+log = logging.getLogger("fastsmtp")
+
 PREFIX = "FASTSMTP_"
 
 # The library reads the first as aiosmtpd reads its own; the others are read by setup.py.
@@ -44,6 +48,19 @@ _SERVICE_LINK = re.compile(
     r"FASTSMTP_([A-Z0-9_]+_)?"
     r"(SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)=.*|PORT=[a-z]+://.*|PORT_[0-9]+_(TCP|UDP|SCTP)(_[A-Z]+)?=.*)"
 )
+
+# Names that people give to settings which are called otherwise.
+_MEANT = {
+    "port": "listen",
+    "host": "listen",
+    "address": "listen",
+    "bind": "listen",
+    "cert": "tls_certificate",
+    "key": "tls_key",
+}
+# A FASTSMTP_* variable this close to a setting is a typing error: WORKER (0.92), TLS_CERT (0.70). Names that other
+# programs use are farther away: HOME and NAME (0.67), TOKEN (0.55), DATABASE_URL (0.42).
+_TYPING_ERROR = 0.68
 
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*(b|[kmgt]i?b)?", re.IGNORECASE)
 _UNITS = {
@@ -317,6 +334,8 @@ class Config(BaseSettings):
         Form("LEVEL", '"debug", "info", "warning", "error" or "critical"'),
     ] = Field(default="info", description="The least severe log lines to print.")
 
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+
     @classmethod
     def of(cls, **settings: object) -> Self:
         """A configuration of these settings and defaults; neither environment nor files are read.
@@ -338,11 +357,13 @@ class Config(BaseSettings):
             if any(re.search("[\ud800-\udfff]", str(part)) for part in parts):
                 raise ConfigError(f"{origin}: must be UTF-8; it is {value!a}")
         try:
-            return cls(**values)
+            config = cls(**values)
         except ValidationError as error:
             details = error.errors(include_url=False)
             more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
             raise ConfigError(_explain(details[0], settings) + more) from None
+        config._origins.update({key: setting.origin for key, setting in settings.items()})
+        return config
 
     @classmethod
     def settings_customise_sources(
@@ -381,6 +402,14 @@ class Config(BaseSettings):
             raise _conflict("spill_directory", f"this user may not write in {self.spill_directory}")
         return self
 
+    @contextmanager
+    def naming(self, key: str) -> Iterator[None]:
+        """Puts where ``key`` was set in front of a ``ConfigError``: its file, variable, flag or keyword."""
+        try:
+            yield
+        except ConfigError as error:
+            raise ConfigError(f"{self._origins.get(key, key)}: {error}") from error.__cause__
+
     def as_toml(self) -> str:
         """These settings, with every default spelled out, as a TOML file that ``load`` takes back."""
         values = [(key, getattr(self, key)) for key in type(self).model_fields]
@@ -395,14 +424,19 @@ class _Setting(NamedTuple):
 
 
 def load(
-    path: Path | None, overrides: Mapping[str, object], *, flags: Mapping[str, str] | None = None
+    path: Path | None,
+    overrides: Mapping[str, object],
+    *,
+    flags: Mapping[str, str] | None = None,
+    warn: Callable[[str], object] = log.warning,
 ) -> Config:
     """The configuration of a command: ``overrides`` over FASTSMTP_* variables over the file over defaults.
 
-    ``path`` is a TOML file; ``flags`` says how messages shall call an override ("--workers"). Raises
-    ConfigError with one line: which setting, where it came from, what is wrong and what is allowed.
+    ``path`` is a TOML file; ``flags`` has the name of each override in messages ("--workers"); ``warn`` gets one line
+    for each FASTSMTP_* variable that is ignored. Raises ConfigError with one line: which setting, where it came from,
+    what is wrong and what is allowed.
     """
-    settings = {**_from_file(path), **_from_environment()}
+    settings = {**_from_file(path), **_from_environment(warn)}
     for key, value in overrides.items():
         origin = (flags or {}).get(key, key)
         if key not in Config.model_fields:
@@ -474,13 +508,15 @@ def _from_file(path: Path | None) -> dict[str, _Setting]:
         raise ConfigError(f"{path}: not valid TOML: octet {error.start} is not UTF-8") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {path}: {_reason(error)}; correct --config") from None
-    for key in found:
+    for key, value in found.items():
+        if isinstance(value, dict):
+            raise ConfigError(f"{path}: [{key}]: there are no sections; write all keys at the top level")
         if key not in Config.model_fields:
             raise ConfigError(f'{path}: unknown key "{key}"; did you mean "{_nearest(key)}"?')
     return {key: _Setting(value, f"{path}: {key}") for key, value in found.items()}
 
 
-def _from_environment() -> dict[str, _Setting]:
+def _from_environment(warn: Callable[[str], object]) -> dict[str, _Setting]:
     for name, value in os.environ.items():
         if not name.upper().startswith(PREFIX) or name in _RESERVED:
             continue
@@ -489,15 +525,18 @@ def _from_environment() -> dict[str, _Setting]:
         key = name[len(PREFIX) :].lower()
         if key not in Config.model_fields:
             near = f"{PREFIX}{_nearest(key).upper()}"
-            raise ConfigError(f'unknown environment variable {name}; did you mean "{near}"?')
+            if get_close_matches(key, Config.model_fields, n=1, cutoff=_TYPING_ERROR):
+                raise ConfigError(f'unknown environment variable {name}; did you mean "{near}"?')
+            warn(f"the environment variable {name} is ignored, it is no setting; the nearest is {near}")
     return {
         key: _Setting(value, f"{PREFIX}{key.upper()}") for key, value in EnvSettingsSource(Config)().items()
     }
 
 
 def _nearest(key: str) -> str:
-    keys = list(Config.model_fields)
-    return get_close_matches(key.lower().replace("-", "_"), keys, n=1, cutoff=0.0)[0]
+    words = [*Config.model_fields, *_MEANT]
+    near = get_close_matches(key.lower().replace("-", "_"), words, n=1, cutoff=0.0)[0]
+    return _MEANT.get(near, near)
 
 
 def _conflict(key: str, text: str) -> PydanticCustomError:

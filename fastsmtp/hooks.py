@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -210,7 +211,9 @@ def load_handler(path: str) -> object:
     """
     module_name, colon, name = path.partition(":")
     if not (colon and module_name and name):
-        raise ConfigError(f'handler "{path}" is not of the form MODULE:NAME')
+        raise ConfigError(f'"{path}" is not of the form MODULE:NAME')
+    if "/" in module_name:
+        raise ConfigError(f'"{path}" names a file; {_by_module(module_name, name)}')
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
@@ -218,8 +221,18 @@ def load_handler(path: str) -> object:
         for part in name.split("."):
             found = getattr(found, part)
     except (Exception, SystemExit) as error:
-        raise ConfigError(f'cannot load handler "{path}": {describe(error)}') from error
+        if isinstance(error, ImportError) and module_name.endswith(".py"):
+            raise ConfigError(f'"{path}" names a file; {_by_module(module_name, name)}') from None
+        raise ConfigError(f'cannot load "{path}": {describe(error)}') from error
     return cast("object", found)
+
+
+def _by_module(file: str, name: str) -> str:
+    """How the module in this file is to be named."""
+    folder, base = os.path.split(os.path.normpath(file.removesuffix(".py")))
+    if os.path.isabs(folder) or folder.startswith(os.pardir):
+        return f"write the module's name, {base}:{name}, and start in {folder}"
+    return f"write the module's name, {'.'.join([*folder.split('/'), base] if folder else [base])}:{name}"
 
 
 def describe(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from fastsmtp import forking, reloading, sockets
 from fastsmtp._engine import Counters
+from fastsmtp.certificate import tls_context
 from fastsmtp.config import Config
 from fastsmtp.errors import ConfigError
 from fastsmtp.exporter import serve_pages
@@ -24,7 +25,7 @@ from fastsmtp.replies import bonzo
 from fastsmtp.requests import Hooked, RequestCallback, Requests, SMTPConnection
 from fastsmtp.requests import SMTPRequest as SMTPRequest
 from fastsmtp.sockets import Listener, ListenError
-from fastsmtp.worker import Worker, tls_context
+from fastsmtp.worker import Worker
 
 __all__ = ["CRLF", "SMTPConnection", "SMTPRequest", "SMTPServer"]
 

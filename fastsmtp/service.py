@@ -15,13 +15,14 @@ from importlib import import_module
 
 from fastsmtp import forking, sockets
 from fastsmtp.block import Block
+from fastsmtp.certificate import tls_context
 from fastsmtp.config import Config
 from fastsmtp.errors import ConfigError
 from fastsmtp.hooks import Plan, load_handler
 from fastsmtp.sinks import Sink, make_sink
 from fastsmtp.sockets import Listener
 from fastsmtp.supervisor import Supervisor
-from fastsmtp.worker import Worker, run_worker, tls_context
+from fastsmtp.worker import Worker, run_worker
 
 
 async def serve(handler: object | None = None, /, **settings: object) -> Worker:
@@ -125,14 +126,18 @@ def _serve_pages(page: Sequence[Listener], listeners: Sequence[Listener], block:
 
 def _handler(handler: object | None, config: Config) -> object | None:
     if handler is None and config.handler is not None:
-        handler = load_handler(config.handler)
+        with config.naming("handler"):
+            handler = load_handler(config.handler)
     if handler is None and config.deliver is None:
         raise ConfigError("nothing takes the mail; give a handler, or set deliver to one like maildir:./mail")
     return handler
 
 
 def _sink(config: Config) -> Sink | None:
-    return make_sink(config.deliver, hostname=config.hostname) if config.deliver is not None else None
+    if config.deliver is None:
+        return None
+    with config.naming("deliver"):
+        return make_sink(config.deliver, hostname=config.hostname)
 
 
 def _announce(config: Config, listeners: Sequence[Listener], page: Sequence[Listener], workers: int) -> None:

@@ -11,7 +11,6 @@ import gc
 import logging
 import signal
 import socket
-import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,14 +20,15 @@ from fastsmtp._engine import Counters, Engine
 from fastsmtp._rules import Book, Rules
 from fastsmtp.accepting import Accepting
 from fastsmtp.body import Spill
+from fastsmtp.certificate import tls_context
 from fastsmtp.connection import Connection, Site
-from fastsmtp.errors import ConfigError
 from fastsmtp.hooks import Plan
 from fastsmtp.replies import native
 from fastsmtp.sockets import close as close_listeners
 from fastsmtp.supervisor import END_NOW, WorkerContext
 
 if TYPE_CHECKING:
+    import ssl
     from types import TracebackType
 
     from fastsmtp._core import Dialogue
@@ -150,7 +150,8 @@ class Worker:
     async def start(self) -> None:
         """Opens the sink and accepts. Raises ``ConfigError``."""
         if self._sink is not None:
-            await self._sink.open()
+            with self._config.naming("deliver"):
+                await self._sink.open()
         self._engine.now = self._loop.time()
         self._tick()
         self._accepting.add(self._listeners)
@@ -277,23 +278,6 @@ class Worker:
 def _deliver(sink: Sink) -> Callable[..., object]:
     """A sink as the call that answers DATA."""
     return lambda connection, argument, options: sink.deliver(connection.session, connection.envelope)
-
-
-def tls_context(config: Config) -> ssl.SSLContext | None:
-    """The server's TLS context, or ``None`` without a certificate. Raises ``ConfigError``."""
-    if config.tls_certificate is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.options |= ssl.OP_NO_RENEGOTIATION  # a client could have it done over and over
-    context.num_tickets = 1  # OpenSSL makes two for each new session, and mail clients use none or one
-    try:
-        context.load_cert_chain(config.tls_certificate, config.tls_key)
-    except (ssl.SSLError, OSError) as error:
-        raise ConfigError(
-            f"cannot use the certificate {config.tls_certificate}: {error}; "
-            "it must be PEM and fit tls_key, if that is set"
-        ) from None
-    return context
 
 
 def event_loop(config: Config) -> asyncio.AbstractEventLoop:

@@ -1,5 +1,7 @@
 """The command line: flags from the declaration, one line for every failure, exit statuses."""
 
+import importlib.metadata
+import itertools
 import os
 import socket
 import subprocess
@@ -8,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import trustme
 
 from fastsmtp import cli
 from fastsmtp._version import __version__
@@ -60,12 +63,23 @@ def test_version_imports_neither_loop_nor_metrics() -> None:
     assert not imported & {"uvloop", "prometheus_client", "fastsmtp.service"}
 
 
-def test_the_installed_command_is_this_one() -> None:
-    command = Path(sys.executable).with_name("fastsmtp")
+@pytest.mark.parametrize("name", ["fastsmtp", "fastsmtpd"])
+def test_the_installed_command_is_this_one(name: str) -> None:
+    command = Path(sys.executable).with_name(name)
     if not command.exists():
         pytest.skip("the package is not installed in this environment")
     done = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout == f"fastsmtp {__version__}\n"
+
+
+def test_the_distribution_is_called_fastsmtpd() -> None:
+    """An SMTP server of somebody else is called fastsmtp on the package index."""
+    try:
+        found = importlib.metadata.distribution("fastsmtpd")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("the package is not installed in this environment")
+    assert found.version == __version__
+    assert {script.name for script in found.entry_points} == {"fastsmtp", "fastsmtpd"}
 
 
 def test_every_setting_has_a_flag_in_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,6 +148,109 @@ def test_a_bad_variable_is_one_line_and_status_2(
     assert _refused(capsys, "serve", "--deliver", "discard:") == (
         'unknown environment variable FASTSMTP_WORKER; did you mean "FASTSMTP_WORKERS"?'
     )
+
+
+def test_a_variable_of_somebody_else_is_one_line_and_status_0() -> None:
+    done = _run("check-config", "--deliver", "discard:", FASTSMTP_HOME="/home/mail")
+    assert done.returncode == 0
+    assert done.stderr == (
+        "fastsmtp: warning: the environment variable FASTSMTP_HOME is ignored, it is no setting; "
+        "the nearest is FASTSMTP_HOSTNAME\n"
+    )
+
+
+def test_what_is_wrong_with_the_sink_names_flag_variable_or_file(tmp_path: Path) -> None:
+    says = "maildir: sync=maybe is neither yes nor no"
+    url = "maildir:/x?sync=maybe"
+    file = tmp_path / "fastsmtp.toml"
+    file.write_text(f'deliver = "{url}"\n')
+    for done, origin in (
+        (_run("check-config", "--deliver", url), "--deliver"),
+        (_run("check-config", FASTSMTP_DELIVER=url), "FASTSMTP_DELIVER"),
+        (_run("check-config", "--config", str(file)), f"{file}: deliver"),
+        (_run("check-config", "--set", f"deliver={url}"), "--set deliver"),
+    ):
+        assert (done.returncode, done.stderr) == (2, f"fastsmtp: {origin}: {says}\n")
+
+
+def test_a_mailbox_that_cannot_be_made_names_flag_variable_or_file(tmp_path: Path) -> None:
+    """Found by a worker."""
+    (tmp_path / "file").write_text("")
+    done = _run("serve", "--listen", "127.0.0.1:0", cwd=tmp_path, FASTSMTP_DELIVER="maildir:file/mail")
+    assert done.returncode > 0
+    assert done.stderr == (
+        f"fastsmtp: FASTSMTP_DELIVER: maildir {tmp_path}/file/mail: {tmp_path}/file/mail: Not a directory; "
+        "make it a folder that the user of this process may write\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("handler", "says"),
+    [
+        ("./h.py:Handler", "write the module's name, h:Handler"),
+        ("h.py:Handler", "write the module's name, h:Handler"),
+        ("./h:Handler", "write the module's name, h:Handler"),
+        ("mail/h.py:Handler", "write the module's name, mail.h:Handler"),
+        ("/srv/h.py:Handler", "write the module's name, h:Handler, and start in /srv"),
+        ("../h.py:Handler", "write the module's name, h:Handler, and start in .."),
+    ],
+)
+def test_a_handler_that_is_named_by_its_file(handler: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "h.py").write_text(
+        "class Handler:\n    def handle_DATA(self, *_):\n        return '250 OK'\n"
+    )
+    done = _run("check-config", "--handler", handler, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, f'fastsmtp: --handler: "{handler}" names a file; {says}\n')
+
+
+def test_a_handler_in_a_package_that_is_called_py(tmp_path: Path) -> None:
+    (tmp_path / "h").mkdir()
+    (tmp_path / "h" / "py.py").write_text(
+        "class H:\n    def handle_DATA(self, *_):\n        return '250 OK'\n"
+    )
+    assert _run("check-config", "--handler", "h.py:H", cwd=tmp_path).returncode == 0
+
+
+def test_what_is_wrong_with_certificate_and_key(tmp_path: Path) -> None:
+    def pem(name: str, *content: bytes) -> Path:
+        path = tmp_path / name
+        path.write_bytes(b"".join(content))
+        return path
+
+    authority = trustme.CA()
+    one, other = authority.issue_cert("mx.example"), authority.issue_cert("mx.example")
+    chain = pem("chain.pem", *(blob.bytes() for blob in one.cert_chain_pems))
+    key = pem("key.pem", one.private_key_pem.bytes())
+    wrong = pem("wrong.pem", other.private_key_pem.bytes())
+    broken = pem(
+        "broken.pem", b"-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n", key.read_bytes()
+    )
+    locked = tmp_path / "locked.pem"
+    encrypt = ("openssl", "pkey", "-in", key, "-aes256", "-passout", "pass:secret", "-out", locked)
+    subprocess.run(encrypt, check=True, timeout=30)
+    for files, says in (
+        ((chain,), f"--tls-certificate: {chain} has no private key; set tls_key"),
+        ((chain, chain), f"--tls-key: {chain} has no private key; name the PEM file that has it"),
+        (
+            (chain, wrong),
+            f"--tls-key: the private key in {wrong} is not that of the certificate in {chain}",
+        ),
+        (
+            (chain, locked),
+            f"--tls-key: the private key in {locked} is encrypted; write it without a password",
+        ),
+        (
+            (key,),
+            f"--tls-certificate: {key} has no certificate; name a PEM file with the whole chain",
+        ),
+        ((broken,), f"--tls-certificate: cannot use {broken} with the private key in {broken}: "),
+    ):
+        flags = dict(zip(("--tls-certificate", "--tls-key"), map(str, files), strict=False))
+        done = _run("check-config", "--deliver", "discard:", *itertools.chain(*flags.items()))
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"fastsmtp: {says}")
+        assert done.stderr.count("\n") == 1
+        assert says.endswith(": ") or done.stderr == f"fastsmtp: {says}\n"
 
 
 def test_a_real_process_prints_no_traceback() -> None:

@@ -28,7 +28,7 @@ LAYERS = (
     ),
     ("replies", "body", "proxy_protocol"),
     ("envelope", "sockets", "block", "metrics", "config"),
-    ("hooks", "sasl", "proxied", "sinks"),
+    ("hooks", "sasl", "certificate", "proxied", "sinks"),
     ("connection", "guests"),
     ("accepting", "streams", "worker", "supervisor", "exporter", "forking"),
     ("service",),

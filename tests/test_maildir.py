@@ -848,7 +848,7 @@ async def test_what_cannot_be_written_is_one_line_when_it_is_opened(template: st
     with pytest.raises(ConfigError) as error:
         await sink.open()
     assert re.fullmatch(
-        rf"deliver: maildir {re.escape(str(tmp_path))}/file.*: {re.escape(str(tmp_path))}/file.*: "
+        rf"maildir {re.escape(str(tmp_path))}/file.*: {re.escape(str(tmp_path))}/file.*: "
         r"Not a directory; "
         "make it a folder that the user of this process may write",
         str(error.value),

@@ -438,11 +438,14 @@ CANNOT_WORK = {
         r"picky.Handler.*RuntimeError: no data",
     ),
     "certificate-missing": (["--tls-certificate", "nosuch.pem"], r"cannot read nosuch.pem: no such file"),
-    "certificate-bad": (["--tls-certificate", "who.py"], r"cannot use the certificate who.py"),
+    "certificate-bad": (
+        ["--tls-certificate", "who.py"],
+        r"--tls-certificate: who.py has no certificate; name a PEM file",
+    ),
     "certificate-none": (["--listen", "tls:127.0.0.1:0"], r"needs tls_certificate"),
     "maildir": (
         ["--deliver", "maildir:who.py/mail", "--workers", "4"],
-        r"who.py/mail: Not a directory; make it",
+        r"--deliver: maildir (.*/who.py/mail): \1: Not a directory; make it",
     ),
 }
 

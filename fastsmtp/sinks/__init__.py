@@ -24,31 +24,27 @@ def make_sink(url: str, *, hostname: str) -> Sink:
     """
     scheme, colon, rest = url.partition(":")
     if not colon:
-        raise ConfigError(f"deliver: {url!r} is not a sink URL; write for example maildir:./mail or discard:")
+        raise ConfigError(f"{url!r} is not a sink URL; write for example maildir:./mail or discard:")
     if scheme not in SCHEMES:
-        raise ConfigError(
-            f"deliver: {scheme!r} in {url!r} is not a kind of sink; {_nearest(scheme, SCHEMES)}"
-        )
+        raise ConfigError(f"{scheme!r} in {url!r} is not a kind of sink; {_nearest(scheme, SCHEMES)}")
     sink = SCHEMES[scheme]
     path, _, query = rest.partition("?")
     options: dict[str, str] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in sink.options:
-            raise ConfigError(f"deliver: {scheme}: has no option {name!r}; {_nearest(name, sink.options)}")
+            raise ConfigError(f"{scheme}: has no option {name!r}; {_nearest(name, sink.options)}")
         if name in options:
-            raise ConfigError(f"deliver: option {name!r} stands twice in {url!r}; remove one")
+            raise ConfigError(f"option {name!r} stands twice in {url!r}; remove one")
         options[name] = value
     return sink.of(_path(unquote(path, errors="surrogateescape"), url), options, hostname)
 
 
 def _path(path: str, url: str) -> str:
     if "\0" in path:
-        raise ConfigError(f"deliver: the path in {url!r} holds a NUL; remove it")
+        raise ConfigError(f"the path in {url!r} holds a NUL; remove it")
     if path.startswith("//"):
         if not path.startswith("///"):
-            raise ConfigError(
-                f"deliver: {url!r} names a host; write one slash, or three, before an absolute path"
-            )
+            raise ConfigError(f"{url!r} names a host; write one slash, or three, before an absolute path")
         return path[2:]
     return path
 

@@ -23,7 +23,7 @@ class Discard(Sink):
     @classmethod
     def of(cls, path: str, options: Mapping[str, str], hostname: str) -> Self:
         if path:
-            raise ConfigError(f"deliver: discard: takes no path; remove {path!r}")
+            raise ConfigError(f"discard: takes no path; remove {path!r}")
         return cls()
 
     async def open(self) -> None:

@@ -110,14 +110,14 @@ class Maildir(Sink):
     @classmethod
     def of(cls, path: str, options: Mapping[str, str], hostname: str) -> Self:
         if not path:
-            raise ConfigError("deliver: maildir: needs a path; write for example maildir:./mail")
+            raise ConfigError("maildir: needs a path; write for example maildir:./mail")
         mode = options.get("mode", "600")
         try:
             bits = int(mode, 8)
         except ValueError:
             bits = -1
         if bits & ~0o666 or bits & 0o600 != 0o600:
-            raise ConfigError(f"deliver: maildir: mode={mode} is no mode of a file; write 600, 640 or 660")
+            raise ConfigError(f"maildir: mode={mode} is no mode of a file; write 600, 640 or 660")
         return cls(
             path,
             hostname=hostname,
@@ -357,7 +357,7 @@ class Maildir(Sink):
         except OSError as error:
             where = os.fsdecode(error.filename) if error.filename else self._boxes.template
             raise ConfigError(
-                f"deliver: maildir {self._boxes.template}: {where}: {error.strerror}; "
+                f"maildir {self._boxes.template}: {where}: {error.strerror}; "
                 "make it a folder that the user of this process may write"
             ) from None
 
@@ -414,7 +414,7 @@ def _reply(error: Exception) -> SMTPError:
 def _yes_no(options: Mapping[str, str], name: str) -> bool:
     value = options.get(name, "yes")
     if value not in _YES_NO:
-        raise ConfigError(f"deliver: maildir: {name}={value} is neither yes nor no")
+        raise ConfigError(f"maildir: {name}={value} is neither yes nor no")
     return _YES_NO[value]
 
 
