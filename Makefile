@@ -1,37 +1,48 @@
 # make run    builds, serves on 127.0.0.1:8025 into ./mail, metrics on 127.0.0.1:9125
-# make test   passes the tests
+# make test   runs the tests
 # Both need Python >= 3.11 with venv, a C compiler, and the network for the first install.
 
 PYTHON ?= python3
 BIN := .venv/bin
+PIP_INSTALL := $(BIN)/pip install -q --disable-pip-version-check
 SOURCES := setup.py pyproject.toml fastsmtp/_version.py $(wildcard src_ext/fastsmtp/*.pyx src_ext/fastsmtp/*.pxd src_ext/fastsmtp/*.c src_ext/fastsmtp/*.h)
 # The generated C lies beside its source and must not count as one.
 SOURCES := $(filter-out src_ext/fastsmtp/_%.c,$(SOURCES))
 ARGS ?=
 
-.PHONY: build run test lint format sanitize coverage fuzz bench instructions docs clean
+.PHONY: build wheel run test lint format sanitize coverage fuzz bench instructions docs clean
 
 build: .venv/built
 
 .venv/built: $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "fastsmtp needs Python 3.11 or later; $(PYTHON) is `$(PYTHON) -V 2>&1`. Try: make PYTHON=python3.12" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --disable-pip-version-check -e .
-	touch $@
+	@test -x $(BIN)/python || { echo "build: makes the environment .venv with `$(PYTHON) -V 2>&1`"; $(PYTHON) -m venv .venv; }
+	@echo "build: installs what fastsmtp needs into .venv and compiles its core; about a minute on two CPUs"
+	@$(PIP_INSTALL) -e .
+	@echo "build: done; the command is $(BIN)/fastsmtp"
+	@touch $@
 
 .venv/tested-with: .venv/built
-	$(BIN)/pip install -q --disable-pip-version-check -e '.[test]'
-	touch $@
+	@echo "build: installs what the tests need"
+	@$(PIP_INSTALL) -e '.[test]'
+	@touch $@
 
 .venv/linted-with: .venv/tested-with
-	$(BIN)/pip install -q --disable-pip-version-check -e '.[test,lint]'
-	touch $@
+	@echo "build: installs what the linters need"
+	@$(PIP_INSTALL) -e '.[test,lint]'
+	@touch $@
+
+wheel: build
+	@echo "wheel: compiles the core once more, without debug information; about a minute on two CPUs"
+	@$(BIN)/pip wheel -q --disable-pip-version-check --no-deps --wheel-dir dist .
+	@echo "wheel: done; it is in dist/"
 
 run: build
 	$(BIN)/fastsmtp serve --listen 127.0.0.1:8025 --deliver maildir:./mail --metrics 127.0.0.1:9125 $(ARGS)
 
 test: .venv/tested-with
+	@echo "test: all tests take about five minutes on two CPUs; make test ARGS=tests/test_body.py runs some of them"
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: .venv/linted-with
@@ -55,14 +66,14 @@ BUILD_NEEDS := 'setuptools>=77' 'Cython>=3.1,<4'
 SANITIZERS = $$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)
 sanitize: .venv/tested-with
 	$(call copy_tree,build/sanitize)
-	$(BIN)/pip install -q --disable-pip-version-check $(BUILD_NEEDS)
+	$(PIP_INSTALL) $(BUILD_NEEDS)
 	cd build/sanitize && FASTSMTP_SANITIZE=1 ../../$(BIN)/python setup.py -q build_ext --inplace
 	cd build/sanitize && LD_PRELOAD="$(SANITIZERS)" PYTHONMALLOC=malloc \
 	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	  ../../$(BIN)/python -m pytest -p no:cacheprovider $(SANITIZED_TESTS) $(ARGS)
 
 coverage: .venv/tested-with
-	$(BIN)/pip install -q --disable-pip-version-check $(BUILD_NEEDS) -e '.[test,coverage]'
+	$(PIP_INSTALL) $(BUILD_NEEDS) -e '.[test,coverage]'
 	$(call copy_tree,build/coverage)
 	cd build/coverage && FASTSMTP_COVERAGE=1 ../../$(BIN)/python setup.py -q build_ext --inplace
 	cd build/coverage && ../../$(BIN)/python -m coverage run -m pytest -p no:cacheprovider $(ARGS)
@@ -81,7 +92,7 @@ fuzz: .venv/tested-with
 # Every figure of benchmarks/README.md, in about an hour. What cannot be had or fails is named there, and does not stop
 # the rest.
 bench: .venv/tested-with
-	$(BIN)/pip install -q --disable-pip-version-check -e '.[test,benchmarks]'
+	$(PIP_INSTALL) -e '.[test,benchmarks]'
 	-$(BIN)/python -m benchmarks peers
 	-$(BIN)/python -m benchmarks --pin --patience 30 --json benchmarks/results/compare.json $(ARGS)
 	-$(BIN)/python -m benchmarks latency --pin --json benchmarks/results/latency.json

@@ -27,6 +27,7 @@ TRACE_LINES = (
     b"Delivered-To:",
     b"Received:",
 )  # what a Maildir puts before a message, in this order
+OUR_DISTRIBUTION = "fastsmtpd"  # of the package fastsmtp
 FIND_VERSION = "import importlib.metadata as m, sys; print(m.version(sys.argv[1]))"
 
 
@@ -103,7 +104,9 @@ class Program(Contender):
             found = first_line(python, "-c", FIND_VERSION, self._library)
             return None if found == "unknown" else found
         try:
-            return importlib.metadata.version(self._library)
+            return importlib.metadata.version(
+                OUR_DISTRIBUTION if self._library == "fastsmtp" else self._library
+            )
         except importlib.metadata.PackageNotFoundError:
             return None
 
@@ -148,7 +151,7 @@ class Fastsmtp(Contender):
         return None
 
     def version(self) -> str:
-        return importlib.metadata.version("fastsmtp")
+        return importlib.metadata.version(OUR_DISTRIBUTION)
 
     def command(self, setup: Setup) -> list[str]:
         flags = ["--workers", str(setup.workers)]

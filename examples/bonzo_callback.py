@@ -25,8 +25,9 @@ async def main(listen: str) -> None:
     host, _, port = listen.rpartition(":")
     smtp_server = SMTPServer(handle_request)
     smtp_server.listen(port, host)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, smtp_server.stop)
     print(f"listening on {', '.join(smtp_server.addresses)}", flush=True)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, smtp_server.stop)
     await smtp_server.serve_forever()
 
 

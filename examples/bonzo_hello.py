@@ -25,8 +25,9 @@ async def main(listen: str) -> None:
     host, _, port = listen.rpartition(":")
     application = fastsmtp.smtp.Application(Handler)
     server = application.listen(port, host)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, server.stop)
     print(f"listening on {', '.join(server.addresses)}", flush=True)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.stop)
     await server.serve_forever()
 
 

@@ -25,9 +25,10 @@ async def main(host: str, port: int) -> None:
     application = smtp.Application(Handler)
     smtp_server = server.SMTPServer(application)
     smtp_server.listen(port, host)
-    print(f"listening on {', '.join(smtp_server.addresses)}", flush=True)
     stopped = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    print(f"listening on {', '.join(smtp_server.addresses)}", flush=True)
     await stopped.wait()
 
 

@@ -1,7 +1,7 @@
 """The command line. It alone reads argv and exits, and hands environment and files to the configuration.
 
-Knows flags, made from the configuration's declaration, and how a failure is told: one line and a status, 2
-for usage and configuration, 1 for what the machine does not give. Refuses to know how mail is served.
+Makes the flags of the configuration's declaration. A failure is one line and a status: 2 for usage and configuration,
+1 for a fault outside, such as a port that is in use.
 """
 
 import sys

@@ -33,7 +33,8 @@ async def serve(handler: object | None = None, /, **settings: object) -> Worker:
 
         async with await fastsmtp.serve(Handler(), listen=["127.0.0.1:0"]) as server:
             print(server.addresses)
-            await server.serve_forever()
+            await stop.wait()
+            await server.drain(10)
 
     ``workers`` and ``metrics`` are for processes: see ``run``. Raises ``ConfigError``.
     """

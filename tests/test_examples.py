@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import smtplib
+import socket
 import sqlite3
 import ssl
 import subprocess
@@ -17,9 +18,13 @@ from email.policy import SMTP
 from pathlib import Path
 
 import pytest
+from processes import await_true, interruptible
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
+PAGES = sorted(
+    path for path in ROOT.glob("**/*.md") if ".venv" not in path.parts and "build" not in path.parts
+)
 DOCUMENTS = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 DEADLINE = 20.0
 
@@ -49,16 +54,20 @@ class Example:
 
 
 @contextlib.contextmanager
-def _run(name: str, *arguments: str, cwd: Path) -> Iterator[Example]:
-    """Runs an example on a free port, and ends it with SIGTERM, which must leave status 0."""
-    process = subprocess.Popen(
-        [sys.executable, str(EXAMPLES / name), "127.0.0.1:0", *arguments],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        bufsize=1,
-    )
+def _run(
+    name: str | Path, *arguments: str, cwd: Path, end: signal.Signals = signal.SIGTERM
+) -> Iterator[Example]:
+    """Runs a program on a free port, and ends it with a signal, which must leave status 0 and no traceback."""
+    with interruptible():
+        process = subprocess.Popen(
+            [sys.executable, str(EXAMPLES / name), "127.0.0.1:0", *arguments],
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            bufsize=1,
+        )
     watchdog = threading.Timer(DEADLINE, process.kill)  # ends a read that would wait for ever
     watchdog.start()
     example = Example(process)
@@ -66,7 +75,7 @@ def _run(name: str, *arguments: str, cwd: Path) -> Iterator[Example]:
         found = example.line(r"listen\w* on (127\.0\.0\.1):(\d+)")
         example.host, example.port = found[1], int(found[2])
         yield example
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(end)
         rest = process.stdout.read() if process.stdout is not None else ""
         assert process.wait() == 0, "".join(example.lines) + rest
         assert "Traceback" not in "".join(example.lines) + rest
@@ -103,6 +112,18 @@ def test_every_example_is_tested() -> None:
         "print_mail.py",
     }
     assert {path.name for path in EXAMPLES.iterdir() if path.name != "__pycache__"} == tested
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted(path.name for path in EXAMPLES.glob("*.py") if path.name not in {"auth.py", "accept_some.py"}),
+)
+def test_ctrl_c_ends_an_example_without_a_traceback(name: str, tmp_path: Path) -> None:
+    with (
+        _run(name, cwd=tmp_path, end=signal.SIGINT) as example,
+        smtplib.SMTP(example.host, example.port, timeout=DEADLINE) as client,
+    ):
+        assert client.noop()[0] == 250  # a worker is there, and so are the handlers of signals
 
 
 def test_print_mail_prints_envelope_and_message(tmp_path: Path) -> None:
@@ -277,6 +298,83 @@ def test_python_in_the_documents_compiles(path: Path) -> None:
             flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
             dont_inherit=True,
         )
+
+
+def _snippet(path: Path, mark: str) -> str:
+    """The Python in a document that has ``mark`` in it, on a port that is free."""
+    (code,) = (code for _, code in _code_blocks(path) if mark in code)
+    return re.sub(r'"127\.0\.0\.1:\d+"', '"127.0.0.1:0"', re.sub(r"port=\d+", "port=0", code))
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_the_program_in_the_readme_takes_mail_and_ends_when_messages_under_way_are_finished(
+    end: signal.Signals, tmp_path: Path
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(_snippet(ROOT / "README.md", "fastsmtp.serve("))
+    with _run(program, cwd=tmp_path, end=end) as example:
+        refused = example.send(_mail(), "me@example.org", "you@example.com", "you@example.net")
+        assert refused == {"you@example.net": (550, b"5.7.1 not relaying to that domain")}
+        example.line(r"^me@example.org sent \d+ bytes to \['you@example.com'\]$")
+        with smtplib.SMTP(example.host, example.port, timeout=DEADLINE) as client:
+            client.ehlo()
+            client.mail("me@example.org")
+            client.rcpt("you@example.com")
+            assert client.docmd("DATA")[0] == 354
+            example.process.send_signal(end)
+            await_true(lambda: _refuses(example), "the server accepts no more connections")
+            client.send(b"Subject: late\r\n\r\ntext\r\n.\r\n")
+            assert client.getreply()[0] == 250
+        example.line(r"^me@example.org sent 23 bytes to \['you@example.com'\]$")
+
+
+def _refuses(example: Example) -> bool:
+    """Whether the server accepts no more connections."""
+    try:
+        socket.create_connection((example.host, example.port), timeout=DEADLINE).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_the_program_for_aiosmtpd_in_the_readme_takes_mail(tmp_path: Path) -> None:
+    code = _snippet(ROOT / "README.md", "fastsmtp.controller")
+    program = code.replace("controller.start()\n", "controller.start()\nprint(controller.port, flush=True)\n")
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        watchdog = threading.Timer(DEADLINE, process.kill)
+        watchdog.start()
+        try:
+            assert process.stdout is not None
+            example = Example(process)
+            example.host, example.port = "127.0.0.1", int(process.stdout.readline())
+            assert example.send(_mail(), "me@example.org", "you@example.com") == {}
+            out, _ = process.communicate("\n", timeout=DEADLINE)
+        finally:
+            watchdog.cancel()
+            process.kill()
+    assert process.returncode == 0
+    assert re.fullmatch(
+        r"(Return ends it\. )?me@example\.org \['you@example\.com'\] \d+\n(Return ends it\. )?", out
+    )
+
+
+INSTALLED_FROM = re.compile(r"-e|-r|-q|--\S+|rich|build|'?\.(\[[\w,]+\])?'?|(\S*/)?dist/fastsmtpd-\*\.whl")
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_no_page_has_somebody_install_a_project_of_the_same_name(path: Path) -> None:
+    """The package index has another fastsmtp, and nobody keeps anybody from uploading a fastsmtpd."""
+    text = path.read_text(encoding="utf-8")
+    for line in re.findall(r"pip install +([^\n`)]*)", text):
+        for word in line.partition(" #")[0].split():
+            assert INSTALLED_FROM.fullmatch(word), f"pip install {line}"
 
 
 def _anchors(path: Path) -> set[str]:
