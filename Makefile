@@ -99,6 +99,7 @@ bench: .venv/tested-with
 	-$(BIN)/python -m benchmarks idle --json benchmarks/results/idle.json
 	-$(BIN)/python -m benchmarks large --json benchmarks/results/large.json
 	-$(BIN)/python -m benchmarks lifetime --json benchmarks/results/lifetime.json
+	-$(BIN)/python -m benchmarks hostile --pin --json benchmarks/results/hostile.json
 	-$(BIN)/python -m benchmarks tuning --pin --json benchmarks/results/tuning.json
 	$(BIN)/python -m benchmarks report
 

@@ -21,6 +21,7 @@ from .client import BenchmarkError
 from .compare import Pins, Terms, as_json, compare, minutes, missing, scale_for
 from .contender import Contender, make_certificate
 from .contenders import CONTENDERS
+from .hostile import SCENARIOS, storms
 from .idle import idle, need_descriptors
 from .large import large
 from .latency import RATES, SECONDS, latencies
@@ -101,6 +102,12 @@ option_repeat = click.option(
     "--repeat", type=click.IntRange(min=1), default=3, show_default=True, help="Rounds."
 )
 option_pin = click.option("--pin", is_flag=True, help="Server on CPU 0, client on CPU 1, as README.md says.")
+option_beside = click.option(
+    "--beside",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="TREE",
+    help="Measure fastsmtp as it was built in another tree, too, in turn.",
+)
 option_json = click.option(
     "--json",
     "json_path",
@@ -131,12 +138,7 @@ option_json = click.option(
     metavar="MINUTES",
     help="About how long all may take: shorter or longer runs.",
 )
-@click.option(
-    "--beside",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    metavar="TREE",
-    help="Measure fastsmtp as it was built in another tree, too, in turn.",
-)
+@option_beside
 @option_json
 @click.pass_context
 def main(
@@ -198,18 +200,25 @@ def need_client(rows: Sequence[Row]) -> None:
 
 
 @contextmanager
-def certified(terms: Terms, rows: Sequence[Row]) -> Iterator[Terms]:
-    """The terms with a certificate, made for this run, if a row needs one."""
-    if all(row.load.tls == "none" for row in rows):
-        yield terms
+def certificate(needed: bool) -> Iterator[tuple[Path | None, Path | None]]:
+    """A certificate and its key, made for this run."""
+    if not needed:
+        yield None, None
         return
     with tempfile.TemporaryDirectory(prefix="fastsmtp-bench-") as folder:
         os.chmod(folder, 0o755)  # as in `serving`
         try:
-            certificate, key = make_certificate(Path(folder))
+            files = make_certificate(Path(folder))
         except BenchmarkError as error:
             raise click.ClickException(str(error)) from None
-        yield dataclasses.replace(terms, certificate=certificate, key=key)
+        yield files
+
+
+@contextmanager
+def certified(terms: Terms, rows: Sequence[Row]) -> Iterator[Terms]:
+    """The terms with a certificate if a row needs one."""
+    with certificate(any(row.load.tls != "none" for row in rows)) as (pem, key):
+        yield dataclasses.replace(terms, certificate=pem, key=key)
 
 
 def each_server(
@@ -343,6 +352,58 @@ def tuning_command(repeat: int, pin: bool, json_path: Path | None) -> None:
     )
 
 
+@main.command("hostile")
+@option_only
+@click.option(
+    "--scenarios",
+    "names",
+    metavar="NAME,…",
+    help=f"Just these of {', '.join(each.name for each in SCENARIOS)}.",
+)
+@click.option("--repeat", type=click.IntRange(min=1), default=1, show_default=True, help="Rounds.")
+@click.option(
+    "--seconds", type=click.FloatRange(min=0, min_open=True), help="Of each scenario, instead of its own."
+)
+@option_pin
+@option_beside
+@option_json
+def hostile_command(
+    only: str | None,
+    names: str | None,
+    repeat: int,
+    seconds: float | None,
+    pin: bool,
+    beside: Path | None,
+    json_path: Path | None,
+) -> None:
+    """Waits of honest clients beside hostile ones; memory and descriptors before, during and after."""
+    wanted = known(names, "scenario", [each.name for each in SCENARIOS]) if names else None
+    scenarios = [each for each in SCENARIOS if wanted is None or each.name in wanted]
+    try:
+        need_descriptors(max(each.count for each in scenarios))
+    except BenchmarkError as error:
+        raise click.ClickException(str(error)) from None
+    pins = pinned(pin)
+    contenders, gaps = available(only, ("fastsmtp",))
+    if beside is not None:
+        builds(contenders, beside)
+    found = facts(contenders, pins)
+    with certificate(any(each.tls for each in scenarios)) as (pem, key):
+        tables = storms(
+            contenders,
+            scenarios,
+            tree=beside,
+            tls={"certificate": pem, "key": key},
+            seconds=seconds,
+            rounds=repeat,
+            pins=pins,
+            say=say,
+            show=lambda table: print(f"\n{report.figures_text(table)}", flush=True),
+        )
+    failed = any(each["failures"] for each in tables)
+    finish({"benchmark": "hostile", **found, "gaps": gaps, "tables": tables}, json_path, failed)
+
+
 @main.command("peers")
 def peers_command() -> None:
     """Install the servers to compare with, or find them."""
@@ -356,9 +417,10 @@ def peers_command() -> None:
 
 @main.command("list")
 def list_command() -> None:
-    """The rows of the side by side: group, name, title, servers."""
+    """The rows of the side by side (group, name, title, servers), and the scenarios of `hostile`."""
     lines = [[row.group, row.name, row.title, " ".join(row.servers)] for row in ROWS]
     print(report.table(["group", "row", "title", "servers"], lines))
+    print("\n" + report.table(["scenario", "title"], [[each.name, each.title] for each in SCENARIOS]))
 
 
 @main.command("report")

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Any
 
-from .client import BenchmarkError
+from .client import BenchmarkError, Sent
 from .process import ROOT, before_exec
 from .rows import Load
 
@@ -66,8 +66,8 @@ def arguments(load: Load, messages: int) -> list[str]:
     return words
 
 
-def send(load: Load, messages: int, port: int, cpu: int | None = None) -> float:
-    """Send it all; returns the seconds that it took. BenchmarkError unless every message was accepted, with
+def send(load: Load, messages: int, port: int, cpu: int | None = None) -> Sent:
+    """Send it all. BenchmarkError unless every message was accepted, with
     the handshakes that the load asks for.
     """
     report = run(arguments(load, messages), port, cpu)
@@ -78,7 +78,7 @@ def send(load: Load, messages: int, port: int, cpu: int | None = None) -> float:
         raise BenchmarkError(f"only {resumed} of {full + resumed} TLS sessions were resumed")
     if resumed and not load.resume:
         raise BenchmarkError(f"{resumed} TLS sessions were resumed where new ones were due")
-    return float(report["seconds"])
+    return Sent(report["seconds"], report["latency"]["message"]["p50"] * 1e3)
 
 
 def check_kept(kept: Iterable[bytes], size: int, runs: Sequence[int]) -> None:

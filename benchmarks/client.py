@@ -1,6 +1,8 @@
 """An SMTP client for what smtp-source cannot do: stay idle, ask on the side, send truly at once."""
 
 import socket
+import ssl
+from dataclasses import dataclass
 from typing import Self
 
 
@@ -8,13 +10,31 @@ class BenchmarkError(Exception):
     """A run that gave no number: one line that says what went wrong."""
 
 
+@dataclass(frozen=True)
+class Sent:
+    """What a client reports of a run in which every message was accepted."""
+
+    seconds: float  # of the whole run
+    wait: float | None = None  # milliseconds of one message, median; None if the client does not measure it
+
+
 class Client:
     """A blocking SMTP client of one connection, as small as the probes need it; `socket` is theirs to use."""
 
-    def __init__(self, port: int, *, source: str = "127.0.0.1", timeout: float = 30.0) -> None:
+    def __init__(
+        self,
+        port: int,
+        *,
+        source: str = "127.0.0.1",
+        timeout: float = 30.0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """`tls` is spoken from the first octet."""
         self.socket = socket.create_connection(("127.0.0.1", port), timeout, source_address=(source, 0))
         self._received = b""
         try:
+            if tls is not None:
+                self.socket = tls.wrap_socket(self.socket)
             self.greeting = self.reply("220")
         except BaseException:
             self.close()

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import bench, source
+from . import bench, segments, source
 from .client import BenchmarkError
 from .contender import Contender
 from .process import busy_seconds, cpu_between
@@ -24,7 +24,7 @@ QUIET_SECONDS = 0.3
 DISTURBED = 0.1  # CPUs busy with other programs; beyond it the small figures change by half
 RUN_SECONDS = 2.0  # at most, for a measured run
 OTHER_SECONDS = 1.5  # start, warm-up, rests and stop of one run, about
-CLIENTS = {"smtp-source": source.send, "bench": bench.send}
+CLIENTS = {"smtp-source": source.send, "bench": bench.send, "segments": segments.send}
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Run:
     seconds: float  # that the client took
     sleeps: int  # how often the server waited for work
     others: float  # CPUs, on average, that were busy with neither the server nor its client
+    wait: float | None = None  # milliseconds of one message, median, where the client measures it
 
     @property
     def cpu_per_message(self) -> float:
@@ -98,7 +99,8 @@ class Cell:
     def figures(self, cells: dict[str, "Cell"]) -> dict[str, Any]:
         """What the reports need, ready for JSON; `cells` are those of the whole row, this one included.
 
-        `cpu` is in microseconds by message; `ratios` are by the names of all servers that it can be divided by.
+        `cpu` is in microseconds by message, `wait` in milliseconds; `ratios` are by the names of all servers that it
+        can be divided by.
         """
         figures: dict[str, Any] = {
             "failures": self.failures,
@@ -108,6 +110,7 @@ class Cell:
         if not self.good:
             return figures
         costs = [run.cpu_per_message for run in self.good]
+        waits = [run.wait for run in self.good if run.wait is not None]
         ratios = {name: self.ratio(other) for name, other in cells.items()}
         return {
             "messages": round(statistics.median(run.messages for run in self.good)),
@@ -116,6 +119,7 @@ class Cell:
             "highest": max(costs),
             "sleeps": statistics.median(run.sleeps / run.messages for run in self.good),
             "rate": statistics.median(run.messages / run.seconds for run in self.good),
+            **({"wait": statistics.median(waits)} if waits else {}),
             "others": [run.others for run in self.good],
             "disturbed": sum(run.disturbed for run in self.good),
             "ratios": {name: ratio for name, ratio in ratios.items() if ratio is not None},
@@ -150,10 +154,10 @@ def measure(contender: Contender, row: Row, terms: Terms) -> Run:
     with serving(contender, cpu=pins.server, counted=True, **options) as (server, setup):
         port = setup.port
         warmed = send(load, warm_up, port, pins.client)
-        messages = within_time(row, wanted, warmed / warm_up, terms)
+        messages = within_time(row, wanted, warmed.seconds / warm_up, terms)
         before, slept = server.cpu(), server.sleeps()
         started, elsewhere = time.perf_counter(), work_elsewhere(0)
-        seconds = send(load, messages, port, pins.client)
+        sent = send(load, messages, port, pins.client)
         after, slept = server.cpu(), server.sleeps() - slept
         used = cpu_between(before, after)
         elsewhere = (work_elsewhere(used) - elsewhere) / (time.perf_counter() - started)
@@ -162,9 +166,9 @@ def measure(contender: Contender, row: Row, terms: Terms) -> Run:
             bench.check_kept(kept, load.size, [warm_up, messages])
         counted = contender.count(server, setup)
         if counted not in (None, warm_up + messages):
-            sent = warm_up + messages
-            raise BenchmarkError(f"{contender.name} counted {counted} messages where {sent} were sent")
-    return Run(messages, used, seconds, slept, max(0.0, elsewhere))
+            due = warm_up + messages
+            raise BenchmarkError(f"{contender.name} counted {counted} messages where {due} were sent")
+    return Run(messages, used, sent.seconds, slept, max(0.0, elsewhere), sent.wait)
 
 
 def work_elsewhere(server_nanoseconds: int) -> float:

@@ -18,7 +18,11 @@ RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "benchmarks" / "README.md"
 TUNING = ROOT / "docs" / "tuning.md"
 BEGIN, END = "<!-- results: written by `python -m benchmarks report` -->", "<!-- end of results -->"
-CLIENTS = {"smtp-source": "smtp-source", "bench": "`fastsmtp bench`"}
+CLIENTS = {
+    "smtp-source": "smtp-source",
+    "bench": "`fastsmtp bench`",
+    "segments": "a client of small segments",
+}
 
 Json = Mapping[str, Any]
 
@@ -180,16 +184,23 @@ def verdicts(rows: Mapping[str, Json]) -> list[str]:
         for each in found
         if each.misses
     ]
+    lines += [
+        f"Goal missed: {server} in {name}, {wait:.2f} ms a message where {row['waits'][server]:.2f} ms are due."
+        for name, row in rows.items()
+        for server, cell in measured(row).items()
+        if (wait := cell.get("wait")) is not None and wait > row.get("waits", {}).get(server, wait)
+    ]
     return lines
 
 
 def row_text(name: str, row: Json) -> str:
     """One row of the comparison as a headed table, failures and gaps below it."""
     cells, unit = measured(row), yardstick(row)
+    timed = any("wait" in cell for cell in cells.values())
     lines = []
     for server, cell in row["cells"].items():
         if server not in cells:
-            lines.append([server, "", "failed", "", "", "", "", ""])
+            lines.append([server, "", "failed", "", "", *[""] * timed, "", "", ""])
             continue
         goal = row["goals"].get(server)
         lines.append(
@@ -199,6 +210,7 @@ def row_text(name: str, row: Json) -> str:
                 f"{cell['cpu']:,.1f}",
                 f"{cell['lowest']:,.1f} to {cell['highest']:,.1f}",
                 f"{cell['sleeps']:.2f}",
+                *([f"{cell['wait']:.2f}" if "wait" in cell else ""] if timed else []),
                 number(cell["rate"]),
                 ratio(cell["ratios"].get(unit)),
                 "" if goal is None else f"{goal:.2f}",
@@ -210,6 +222,7 @@ def row_text(name: str, row: Json) -> str:
         "CPU µs/message",
         "lowest to highest",
         "sleeps/message",
+        *["ms/message"] * timed,
         "messages/s",
         f"{unit} = 1" if unit else "ratio",
         "goal",

@@ -18,7 +18,7 @@ class Load:
     size: int
     kept: bool = True  # connections are kept; else each message has one of its own
     connections: int = 20
-    client: Literal["smtp-source", "bench"] = "smtp-source"
+    client: Literal["smtp-source", "bench", "segments"] = "smtp-source"
     pipeline: bool = False
     tls: Literal["none", "starttls", "implicit"] = "none"
     resume: bool = False  # TLS sessions
@@ -30,7 +30,8 @@ class Row:
     """One kind of load for some servers.
 
     `messages` are enough for about a second of fastsmtp's time. `goals` are bounds of the CPU per message by
-    server: a multiple of the floor's where the floor is in the row, else of the best peer's.
+    server: a multiple of the floor's where the floor is in the row, else of the best peer's. `waits` are bounds of the
+    time of one message by server, in milliseconds at the median, where the client measures it.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Row:
     servers: tuple[str, ...]
     ours: tuple[str, ...] = ("fastsmtp",)  # those that the peers are compared with
     goals: dict[str, float] = field(default_factory=dict)
+    waits: dict[str, float] = field(default_factory=dict)
     workers: int = 1
     keep: bool = False  # mail must be safe before its 250; what is kept is compared, octet by octet
     settings: tuple[str, ...] = ()  # fastsmtp's own
@@ -235,6 +237,28 @@ TLS = (
     ),
 )
 
+# One message at a time: the wait of one client is the figure.
+SEGMENTS = (
+    Row(
+        "nagle-4k",
+        "segments",
+        "4 KiB in small segments with Nagle's algorithm on, one kept connection",
+        Load(4 * KIB, connections=1, client="segments"),
+        4_000,
+        EVERYONE,
+        waits={"fastsmtp": 2.0},
+    ),
+    Row(
+        "nagle-tls-4k",
+        "segments",
+        "4 KiB in small segments with Nagle's algorithm on, one kept connection with TLS",
+        Load(4 * KIB, connections=1, client="segments", tls="implicit"),
+        4_000,
+        SECURE,
+        waits={"fastsmtp": 2.0},
+    ),
+)
+
 AUTH = (
     Row(
         "auth-new-4k",
@@ -309,5 +333,5 @@ def workers(count: int) -> Row:
 
 WORKERS = tuple(workers(count) for count in (1, 2, 4, 8))
 
-ROWS = (*SIZES, *PIPELINED, *TLS, *AUTH, *CONNECTIONS, *SINKS, *ASKED, *WORKERS)
+ROWS = (*SIZES, *PIPELINED, *SEGMENTS, *TLS, *AUTH, *CONNECTIONS, *SINKS, *ASKED, *WORKERS)
 GROUPS = tuple(dict.fromkeys(row.group for row in ROWS))

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import time
 
-from .client import BenchmarkError
+from .client import BenchmarkError, Sent
 from .process import before_exec
 from .rows import Load
 
@@ -29,8 +29,8 @@ def missing() -> str | None:
     return "smtp-source is not installed; it is part of Postfix (Debian: apt install postfix)"
 
 
-def send(load: Load, messages: int, port: int, cpu: int | None = None) -> float:
-    """Send it all; returns the seconds of its whole life. BenchmarkError unless every message was accepted.
+def send(load: Load, messages: int, port: int, cpu: int | None = None) -> Sent:
+    """Send it all; the seconds are those of its whole life. BenchmarkError unless every message was accepted.
 
     It adds five header lines to each message.
     """
@@ -62,4 +62,4 @@ def send(load: Load, messages: int, port: int, cpu: int | None = None) -> float:
     if done.returncode != 0 or done.stdout:
         first = (done.stdout.strip().splitlines() or ["it said nothing"])[0]
         raise BenchmarkError(f"smtp-source ended with status {done.returncode}: {first}")
-    return seconds
+    return Sent(seconds)

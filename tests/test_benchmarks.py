@@ -29,14 +29,16 @@ from benchmarks.compare import (
     scale_for,
     within_time,
 )
-from benchmarks.contender import Contender, Setup
+from benchmarks.contender import Contender, Setup, make_certificate
 from benchmarks.contenders import CONTENDERS
+from benchmarks.hostile import SCENARIOS, attacked, hostile
 from benchmarks.idle import idle
 from benchmarks.large import large
 from benchmarks.latency import QUANTILES, STAGES, latencies, latency
 from benchmarks.lifetime import roll, starts
 from benchmarks.process import ROOT, Server, children
 from benchmarks.rows import ROWS
+from benchmarks.segments import PIECE, pieces
 from benchmarks.serving import serving
 from benchmarks.source import postfix_tool
 
@@ -50,6 +52,7 @@ pytestmark = [needs_linux, needs_cc]
 
 NAMED = {each.name: each for each in CONTENDERS}
 ROW = {row.name: row for row in ROWS}
+SCENARIO = {each.name: each for each in SCENARIOS}
 FLOOR = NAMED["floor"]
 TEN = Terms(messages=10)
 
@@ -99,6 +102,14 @@ def row_json(name: str, **servers: Cell) -> dict[str, Any]:
     cells = {server.replace("_", "-"): each for server, each in servers.items()}
     found: dict[str, Any] = json.loads(json.dumps(as_json(ROW[name], cells, {})))
     return found
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    pem, key = make_certificate(tmp_path_factory.mktemp("pem"))
+    return {"certificate": pem, "key": key}
 
 
 @pytest.fixture
@@ -301,6 +312,29 @@ def test_kept_mail_must_be_what_was_sent_to_the_last_octet() -> None:
             bench.check_kept(wrong, 500, [3, 1])
 
 
+def test_small_segments_are_a_whole_message_whose_end_is_a_segment_of_its_own() -> None:
+    writes = pieces(4096)
+    assert 4096 <= sum(map(len, writes[:-1])) < 4096 + 78
+    assert writes[-1] == b".\r\n"
+    assert all(len(each) <= PIECE for each in writes)
+
+
+@pytest.mark.parametrize("name", ["nagle-4k", "nagle-tls-4k"])
+@needs_core
+def test_the_wait_for_a_message_in_small_segments_is_measured(
+    name: str, certificate: dict[str, Path]
+) -> None:
+    run = measure(NAMED["fastsmtp"], ROW[name], replace(TEN, **certificate))
+    assert run.messages == 10
+    assert run.wait is not None
+    assert 0 < run.wait <= run.seconds * 1e3
+    found = {name: row_json(name, fastsmtp=Cell([replace(run, wait=44.0)]))}
+    assert "| ms/message |" in report.row_text(name, found[name])
+    assert f"Goal missed: fastsmtp in {name}, 44.00 ms a message where 2.00 ms are due." in report.verdicts(
+        found
+    )
+
+
 @needs_core
 @pytest.mark.parametrize("name", ["maildir", "durable"])
 def test_a_maildir_keeps_each_octet_of_what_it_accepts(name: str) -> None:
@@ -370,10 +404,70 @@ def test_a_roll_is_over_when_all_workers_are_new() -> None:
         assert not {*before} & {*children(server.pid)}
 
 
-def test_the_rows_are_listed_with_their_servers() -> None:
+def test_the_rows_and_the_scenarios_are_listed() -> None:
     result = benchmarks("list")
     assert result.returncode == 0
-    assert [line.split("|")[2].strip() for line in result.stdout.splitlines()[2:]] == list(ROW)
+    rows, scenarios = result.stdout.split("\n\n")
+    assert [line.split("|")[2].strip() for line in rows.splitlines()[2:]] == list(ROW)
+    assert [line.split("|")[1].strip() for line in scenarios.splitlines()[2:]] == list(SCENARIO)
+
+
+# Few clients, one of each kind of attack: the real ones differ by their octets.
+SMALL = {
+    "quiet": 0,
+    "noops-20": 3,
+    "messages-20": 3,
+    "envelopes-20": 3,
+    "slow-drip": 20,
+    "slow-handshake": 20,
+    "octet-512": 20,
+    "60k-ended-512": 5,
+    "mailboxes": 10,
+    "long-recipients": 2,
+    "tls-content": 2,
+    "kill": 0,
+}
+
+
+@needs_core
+@pytest.mark.parametrize("name", SMALL)
+def test_honest_clients_are_timed_beside_hostile_ones(name: str, certificate: dict[str, Path]) -> None:
+    scenario = replace(SCENARIO[name], count=SMALL[name], seconds=0.5)
+    (contender,) = attacked(scenario, [NAMED["fastsmtp"]], None)
+    figures = hostile(contender, scenario, certificate, Terms().pins)
+    assert figures["sessions"] == 25
+    assert figures["failed afterwards"] == 0
+    assert 0 < figures["honest ms, median"] <= figures["99 %"] <= figures["longest"]
+    assert figures["RSS MiB before"] <= figures["most"]
+    if not scenario.kills:
+        assert figures["failed"] == 0
+        assert figures["most of them"] >= figures["descriptors before"] + SMALL[name] * (name != "mailboxes")
+    if scenario.attack == "mailboxes":
+        assert figures["their messages"] > 0
+    elif scenario.attack:
+        assert figures["attackers"] == SMALL[name]
+
+
+@needs_core
+def test_attackers_that_are_refused_are_counted_and_those_that_are_ended_come_again(
+    certificate: dict[str, Path],
+) -> None:
+    scenario = replace(SCENARIO["octet-512"], count=5, seconds=0.5)
+    files = [f"--tls-{name}={path}" for name, path in certificate.items()]
+    refusing = Instead(NAMED["fastsmtp"], command=lambda words: [*words, *files, "--require-starttls"])
+    figures = hostile(refusing, scenario, {}, Terms().pins)
+    assert (figures["refused"], figures["failed"]) == (5, figures["sessions"])
+    scenario = replace(SCENARIO["slow-greeting"], count=2, seconds=1.5)
+    ending = Instead(NAMED["fastsmtp"], command=lambda words: [*words, "--set", "idle_timeout=0.2"])
+    figures = hostile(ending, scenario, {}, Terms().pins)
+    assert figures["ended by the server"] >= 2
+
+
+def test_a_peer_is_not_in_scenarios_that_are_about_our_sinks_and_workers() -> None:
+    assert [each.name for each in attacked(SCENARIO["octet-512"], [FLOOR], None)] == ["floor"]
+    assert [attacked(SCENARIO[name], [FLOOR], None) for name in ("mailboxes", "kill")] == [[], []]
+    ours = attacked(SCENARIO["mailboxes"], [NAMED["fastsmtp"]], ROOT)
+    assert [each.name for each in ours] == ["fastsmtp-mailboxes", "fastsmtp-mailboxes-beside"]
 
 
 @pytest.mark.parametrize(
@@ -381,6 +475,7 @@ def test_the_rows_are_listed_with_their_servers() -> None:
     [
         (["--only", "flor"], "no server 'flor'; there are floor, smtp-sink,"),
         (["--rows", "kept"], "no row 'kept'; there are size, pipelined,"),
+        (["hostile", "--scenarios", "noop"], "no scenario 'noop'; there are quiet, noops-20,"),
     ],
 )
 def test_an_unknown_name_is_one_line_that_tells_the_known_ones(arguments: list[str], message: str) -> None:
