@@ -120,6 +120,7 @@ ATTACKS: dict[str, Attack] = {
     "60k": content(KILOBYTES_60),
     "60k-ended": content(KILOBYTES_60, "finish"),
     "30m": content(MEGABYTES_30),
+    "30m-ended": content(MEGABYTES_30, "finish"),
     "long-recipients": Attack((GREETED, Step(EHLO + MAIL + LONG + b"HELP\r\n", b"\r\n214"))),
 }
 

@@ -107,6 +107,7 @@ SCENARIOS = (
     *reset("60k", "60 kB of content", 512, 4500),
     *reset("60k-ended", "60 kB of content", 512, 4500, ours=MAILDIR),
     *reset("30m", "30 MB of content", 40),
+    *reset("30m-ended", "30 MB of content", 40, ours=MAILDIR),
     Scenario(
         "mailboxes",
         "Messages for 1,000 new mailboxes each, one after the other",
