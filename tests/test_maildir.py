@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from email.utils import parsedate_to_datetime
@@ -23,7 +24,7 @@ from pathlib import Path
 import pytest
 import uvloop
 from disks import open_files, small_disk
-from servers import Client, on_both_loops, serve
+from servers import Client, on_both_loops, serve, until
 from wires import TO_DATA
 
 import fastsmtp.body
@@ -624,6 +625,93 @@ async def test_a_large_message_does_not_hold_up_small_ones(
         go_on.set()
         await asyncio.wait_for(large, DEADLINE)
     assert len(mail_in(tmp_path / "mail")) == 2
+
+
+@pytest.mark.asyncio
+async def test_messages_for_many_new_mailboxes_do_not_hold_up_others(tmp_path: Path) -> None:
+    async with opened(f"{tmp_path}/{{domain}}/{{local}}") as sink:
+        await deliver(sink, an_envelope())
+        many = [
+            sink.deliver(a_session(), an_envelope(*[f"user{i}@{domain}.example" for i in range(60)]))
+            for domain in ("c", "d", "e")
+        ]
+        known, new = await asyncio.gather(
+            deliver(sink, an_envelope()), deliver(sink, an_envelope("first@f.example"))
+        )
+        assert [answer.done() for answer in many if isinstance(answer, asyncio.Future)] == [False] * 3
+        assert len(mail_in(tmp_path / "b.example" / "ben")) == 2
+        assert len(mail_in(tmp_path / "f.example" / "first")) == 1
+        ids = await asyncio.gather(*[answer for answer in many if isinstance(answer, asyncio.Future)])
+    assert len({known, new, *ids}) == 5
+    for domain, queue_id in zip(("c", "d", "e"), ids, strict=True):
+        for i in range(60):
+            (message,) = mail_in(tmp_path / f"{domain}.example" / f"user{i}")
+            assert message.startswith(
+                f"Return-Path: <ann@a.example>\r\nDelivered-To: user{i}@{domain}.example\r\n".encode()
+            )
+            assert f" id {queue_id}; ".encode() in message
+            assert message.endswith(CONTENT)
+
+
+@pytest.mark.asyncio
+async def test_new_mailboxes_share_the_syncs_of_the_folders_they_lie_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: Counter[bytes] = Counter()
+    real = fastsmtp.sinks.commit.sync_folder
+    monkeypatch.setattr(
+        fastsmtp.sinks.commit, "sync_folder", lambda path: (synced.update([path]), real(path))[1]
+    )
+    async with opened(f"{tmp_path}/{{domain}}/{{local}}") as sink:
+        await deliver(sink, an_envelope(*[f"user{i}@b.example" for i in range(64)]))
+    root = os.fsencode(tmp_path)
+    assert 1 <= synced[root] <= 4
+    assert 1 <= synced[root + b"/b.example"] <= 4
+    for i in range(64):
+        assert synced[root + b"/b.example/user%d" % i] == synced[root + b"/b.example/user%d/new" % i] == 1
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("query", ["", "?sync=no"])
+async def test_of_many_mailboxes_all_get_a_message_or_none(query: str, tmp_path: Path) -> None:
+    recipients = [f"user{i}@b.example" for i in range(50)]
+    async with opened(f"{tmp_path}/{{domain}}/{{local}}", query) as sink:
+        (tmp_path / "b.example").mkdir()
+        (tmp_path / "b.example" / "user45").write_bytes(b"a file, and no folder")
+        assert await refused(sink, an_envelope(*recipients)) == "451 4.3.0"
+        assert [mail_in(tmp_path / "b.example" / f"user{i}") for i in range(40)] == [[]] * 40
+        (tmp_path / "b.example" / "user45").unlink()
+        await deliver(sink, an_envelope(*recipients))
+    assert all(len(mail_in(tmp_path / "b.example" / f"user{i}")) == 1 for i in range(50))
+
+
+@pytest.mark.asyncio
+async def test_a_message_for_many_that_nobody_waits_for_any_more_is_taken_back(tmp_path: Path) -> None:
+    async with opened(f"{tmp_path}/{{local}}") as sink:
+        answer = sink.deliver(a_session(), an_envelope(*[f"user{i}@b.example" for i in range(100)]))
+        assert isinstance(answer, asyncio.Future)
+        await until(lambda: (tmp_path / "user20").exists())
+        answer.cancel()
+    assert all(mail_in(tmp_path / name) == [] for name in os.listdir(tmp_path))
+    assert len(os.listdir(tmp_path)) < 100
+
+
+@pytest.mark.asyncio
+async def test_close_waits_for_a_message_for_many(tmp_path: Path) -> None:
+    sink = make_sink(f"maildir:{tmp_path}/{{local}}?sync=no", hostname="mx.example")
+    await sink.open()
+    before = open_files()
+    recipients = [f"user{i}@b.example" for i in range(100)]
+    envelopes = [an_envelope(*recipients) for _ in range(5)]
+    envelopes.append(a_spilled_envelope(sink, tmp_path, *recipients))
+    answers = [sink.deliver(a_session(), envelope) for envelope in envelopes]
+    for envelope in envelopes:
+        assert envelope.body is not None
+        envelope.body.close()
+    await asyncio.wait_for(sink.close(), DEADLINE)
+    assert all(isinstance(answer, asyncio.Future) and answer.result() for answer in answers)
+    assert all(len(mail_in(tmp_path / f"user{i}")) == 6 for i in range(100))
+    assert open_files() <= before
 
 
 @pytest.mark.asyncio

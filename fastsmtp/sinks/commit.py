@@ -22,11 +22,13 @@ class Lane(Generic[T]):
     So the batches grow by themselves with the load: what comes during one commit shares the next.
     """
 
-    def __init__(self, name: str, commit: Callable[[list[T]], None], *, threads: int, batch: int) -> None:
-        """``commit`` must not raise."""
+    def __init__(self, name: str, commit: Callable[[list[T]], list[T]], *, threads: int, batch: int) -> None:
+        """``commit`` returns the items that it has not finished; they go behind those that wait. It must not raise."""
         self._commit = commit
         self._batch = batch
         self._queue: SimpleQueue[T | None] = SimpleQueue()
+        self._closing = threading.Lock()
+        self._closed = False
         # Daemons: a disk that hangs must not keep a worker that was told to end now.
         self._threads = [
             threading.Thread(target=self._run, name=f"{name}-{i}", daemon=True) for i in range(threads)
@@ -40,24 +42,33 @@ class Lane(Generic[T]):
 
     def close(self) -> None:
         """Waits until everything that was put is committed."""
-        for _ in self._threads:
-            self._queue.put(None)
+        with self._closing:
+            self._closed = True
+            for _ in self._threads:
+                self._queue.put(None)
         for thread in self._threads:
             thread.join()
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
             batch = [item]
-            del item
             while len(batch) < self._batch and self._queue.qsize():
-                more = self._queue.get()
-                if more is None:
+                item = self._queue.get()
+                if item is None:
                     self._queue.put(None)  # the end is the last in the queue
                     break
-                batch.append(more)
-                del more
-            self._commit(batch)
-            del batch  # an idle thread must not keep the bodies of the last batch
+                batch.append(item)
+            while (batch := self._commit(batch)) and not self._put_back(batch):
+                pass
+            del item, batch  # an idle thread must not keep the bodies of the last batch
+
+    def _put_back(self, items: list[T]) -> bool:
+        with self._closing:
+            if self._closed:  # behind the end nobody would find them
+                return False
+            for item in items:
+                self._queue.put(item)
+            return True
 
 
 class FolderSync:

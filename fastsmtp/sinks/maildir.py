@@ -13,7 +13,6 @@ import itertools
 import logging
 import os
 import re
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -35,18 +34,22 @@ _YES_NO = {"yes": True, "no": False}
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _GONE = frozenset({errno.ENOENT, errno.ESTALE})
 
-# One thread commits all small messages. Four do it at the same rate for twice the CPU, as their batches are
+# One thread commits all ordinary messages. Four do it at the same rate for twice the CPU, as their batches are
 # a quarter as long (measured, 4 kB, 100 in flight: 46 us a message with one thread, 88 with four).
 _BATCH = 256
+# Messages for many mailboxes, or for one that is not known to be there, have a thread of their own: one for 1,000 new
+# mailboxes makes 4,000 folders. After a slice of its copies those that wait have their turn.
+_FEW_COPIES = 4
+_SLICE = 16
+_MAILBOXES_BATCH = 64
 # Large ones have threads of their own, one message each, so that nobody waits for their copying.
 _LARGE = 256 * 1024
 _LARGE_THREADS = 4
-_DRAFTS_AT_ONCE = 64  # open files of a batch
+_OPEN_DRAFTS = 64  # of a batch
 
 # Without syncs a small delivery is work of the page cache, 25 us; to hand it to a thread costs as much again.
 # Where it turns out to take longer (NFS, a disk that cannot follow) the threads do it for a while.
 _AT_ONCE = 64 * 1024
-_AT_ONCE_COPIES = 4
 _SLOW = 0.002
 _SLOW_FOR = 10.0
 
@@ -60,25 +63,51 @@ _MAX_ID = 64
 class _Copy:
     """The message for one mailbox."""
 
-    __slots__ = ("draft", "folder", "head", "linked")
+    __slots__ = ("draft", "folder", "head", "linked", "made")
 
     def __init__(self, folder: bytes, head: bytes) -> None:
         self.folder = folder
         self.head = head
         self.draft: Draft | None = None
         self.linked: bytes | None = None
+        self.made: list[bytes] = []  # folders whose new entries this copy needs
 
 
 class _Delivery:
-    __slots__ = ("body", "copies", "error", "future", "queue_id", "separator")
+    __slots__ = (
+        "body",
+        "copies",
+        "error",
+        "future",
+        "placed",
+        "queue_id",
+        "received",
+        "recipients",
+        "return_path",
+        "separator",
+    )
 
-    def __init__(self, body: Body, queue_id: str, copies: list[_Copy], separator: bytes | None) -> None:
+    def __init__(self, body: Body, queue_id: str, recipients: list[str]) -> None:
         self.body = body
         self.queue_id = queue_id
-        self.copies = copies
-        self.separator = separator  # None: not known yet
+        self.recipients = recipients
+        self.return_path = self.received = b""
+        self.separator: bytes | None = None  # not known yet
+        self.copies: list[_Copy] | None = None  # likewise
+        self.placed = 0  # copies that are done
         self.error: SMTPError | None = None
         self.future: asyncio.Future[str] | None = None
+
+    @property
+    def ended(self) -> bool:
+        if self.error is not None:
+            return not self.linked
+        return self.copies is not None and self.placed >= len(self.copies)
+
+    @property
+    def linked(self) -> list[_Copy]:
+        """The copies that are in their mailboxes."""
+        return [copy for copy in self.copies or () if copy.linked is not None]
 
 
 class Maildir(Sink):
@@ -101,9 +130,8 @@ class Maildir(Sink):
         self._name_end = b"." + _name_part(hostname)
         self._folder_sync = FolderSync()
         self._known: set[bytes] = set()  # mailboxes that are there, with their parents synced
-        self._making = threading.Lock()
         self._done: deque[_Delivery] = deque()
-        self._lanes: tuple[Lane[_Delivery], ...] = ()  # for small messages, for large ones
+        self._lanes: tuple[Lane[_Delivery], ...] = ()  # for ordinary messages, for mailboxes, for large ones
         self._waking = False
         self._not_at_once_before = 0.0
 
@@ -131,6 +159,7 @@ class Maildir(Sink):
         await asyncio.to_thread(self._prepare)
         self._lanes = (
             Lane("maildir", self._commit, threads=1, batch=_BATCH),
+            Lane("maildir-mailboxes", self._commit, threads=1, batch=_MAILBOXES_BATCH),
             Lane("maildir-large", self._commit, threads=_LARGE_THREADS, batch=1),
         )
 
@@ -141,9 +170,9 @@ class Maildir(Sink):
         self._finish()
 
     def head(self, session: Session, envelope: Envelope, beginning: bytes) -> bytes:
-        if self._trace is None:
-            return b""
-        recipients = next(iter(self._by_folder(envelope).values()), [])
+        if self._trace is None or self._for_many(envelope.rcpt_tos):
+            return b""  # of many copies it does not count that one is linked
+        recipients = next(iter(self._by_folder(envelope.rcpt_tos).values()), [])
         received = self._trace.received(session, envelope, _queue_id(envelope))
         # It is used again octet by octet: only so can the spill file be linked as it is.
         envelope.received_field = received
@@ -154,7 +183,14 @@ class Maildir(Sink):
         body = envelope.body
         assert body is not None, "a message without a body"
         delivery = self._delivery(session, envelope, body)
-        if not self._sync and self._try_at_once(delivery):
+        lane = 1
+        if not self._for_many(delivery.recipients):
+            copies = self._divide(delivery)
+            if not self._boxes.per_recipient or all(copy.folder in self._known for copy in copies):
+                lane = 0
+        if body.spilled or body.size >= _LARGE:
+            lane = 2
+        if lane == 0 and not self._sync and self._try_at_once(delivery):
             if delivery.error is not None:
                 raise delivery.error
             return delivery.queue_id
@@ -164,37 +200,44 @@ class Maildir(Sink):
             log.error("%s: 1 message(s) deferred: %s", self._boxes.template, error)
             raise _reply(error) from None
         delivery.future = self._loop.create_future()
-        self._lanes[body.spilled or body.size >= _LARGE].put(delivery)
+        self._lanes[lane].put(delivery)
         return delivery.future
 
-    # On the loop
+    def _for_many(self, recipients: list[str]) -> bool:
+        return self._boxes.per_recipient and len(recipients) > _FEW_COPIES
 
-    def _by_folder(self, envelope: Envelope) -> dict[bytes, list[str]]:
+    def _by_folder(self, recipients: list[str]) -> dict[bytes, list[str]]:
         if not self._boxes.per_recipient:
-            return {self._boxes.root: envelope.rcpt_tos}
+            return {self._boxes.root: recipients}
         folders: dict[bytes, list[str]] = {}
-        for recipient in envelope.rcpt_tos:
+        for recipient in recipients:
             folders.setdefault(self._boxes.folder(recipient), []).append(recipient)
         return folders
 
-    def _delivery(self, session: Session, envelope: Envelope, body: Body) -> _Delivery:
-        queue_id = _queue_id(envelope)
-        folders = self._by_folder(envelope)
-        if self._trace is None:
-            return _Delivery(body, queue_id, [_Copy(folder, b"") for folder in folders], b"")
-        received: bytes | None = getattr(envelope, "received_field", None)
-        if received is None:
-            received = self._trace.received(session, envelope, queue_id)
-        first = return_path(envelope.mail_from or "<>")
-        copies = [
-            _Copy(folder, first + delivered_to(recipients) + received)
-            for folder, recipients in folders.items()
+    def _divide(self, delivery: _Delivery) -> list[_Copy]:
+        """Makes the copies of a delivery."""
+        delivery.copies = [
+            _Copy(folder, b"")
+            if self._trace is None
+            else _Copy(folder, delivery.return_path + delivered_to(recipients) + delivery.received)
+            for folder, recipients in self._by_folder(delivery.recipients).items()
         ]
-        return _Delivery(body, queue_id, copies, None)
+        return delivery.copies
+
+    # On the loop
+
+    def _delivery(self, session: Session, envelope: Envelope, body: Body) -> _Delivery:
+        delivery = _Delivery(body, _queue_id(envelope), list(envelope.rcpt_tos))
+        if self._trace is None:
+            delivery.separator = b""
+            return delivery
+        received: bytes | None = getattr(envelope, "received_field", None)
+        delivery.received = received or self._trace.received(session, envelope, delivery.queue_id)
+        delivery.return_path = return_path(envelope.mail_from or "<>")
+        return delivery
 
     def _try_at_once(self, delivery: _Delivery) -> bool:
-        body = delivery.body
-        if body.spilled or body.size > _AT_ONCE or len(delivery.copies) > _AT_ONCE_COPIES:
+        if delivery.body.size > _AT_ONCE:
             return False
         begin = time.monotonic()
         if begin < self._not_at_once_before:
@@ -219,26 +262,47 @@ class Maildir(Sink):
 
     # On a lane's thread
 
-    def _commit(self, batch: list[_Delivery]) -> None:
-        self._deliver_all([d for d in batch if d.future is not None and not d.future.cancelled()])
+    def _commit(self, batch: list[_Delivery]) -> list[_Delivery]:
         for delivery in batch:
+            if delivery.error is None and delivery.future is not None and delivery.future.cancelled():
+                delivery.error = SMTPError(451, "4.3.0", "Nobody waits for it any more")
+        self._deliver_all(batch)
+        unfinished = [delivery for delivery in batch if not delivery.ended]
+        ended = [delivery for delivery in batch if delivery not in unfinished] if unfinished else batch
+        for delivery in ended:
             delivery.body.close()
-        self._done.extend(batch)
-        if not self._waking:
+        self._done.extend(ended)
+        if ended and not self._waking:
             self._waking = True
             with contextlib.suppress(RuntimeError):  # the loop was closed over us: nobody waits any more
                 self._loop.call_soon_threadsafe(self._finish)
+        return unfinished
 
     def _deliver_all(self, batch: list[_Delivery]) -> None:
-        """Delivers each or sets its error. Syncs overlap; each folder is synced once for the whole batch."""
+        """Delivers a slice of each or sets its error. Syncs overlap; each folder is synced once for the whole batch."""
         failures: Counter[str] = Counter()
-        work = [(delivery, copy) for delivery in batch for copy in delivery.copies]
-        for i in range(0, len(work), _DRAFTS_AT_ONCE):
-            self._place(work[i : i + _DRAFTS_AT_ONCE], failures)
-        self._undo_failed(batch)
+        share = max(_FEW_COPIES, _SLICE // max(len(batch), 1))
+        work = []
+        for delivery in batch:
+            if delivery.error is not None:
+                continue
+            try:
+                copies = self._divide(delivery) if delivery.copies is None else delivery.copies
+            except Exception as error:
+                self._fail(delivery, error, failures)
+                continue
+            work += [(delivery, copy) for copy in copies[delivery.placed : delivery.placed + share]]
+            delivery.placed += share
+        for i in range(0, len(work), _OPEN_DRAFTS):
+            self._place(work[i : i + _OPEN_DRAFTS], failures)
         if self._sync:
             self._sync_folders(work, failures)
-            self._undo_failed(batch)
+        for delivery in batch:
+            if delivery.error is not None:
+                self._undo(delivery)
+        for delivery, copy in work:
+            if copy.made and delivery.error is None:
+                self._remember(copy.folder)
         for failure, count in failures.items():
             log.error("%s: %d message(s) deferred: %s", self._boxes.template, count, failure)
 
@@ -268,12 +332,12 @@ class Maildir(Sink):
                 try:
                     step(delivery, copy)
                 except Exception as error:
-                    self._fail(delivery, copy, error, failures)
+                    self._known.discard(copy.folder)
+                    self._fail(delivery, error, failures)
 
-    def _fail(self, delivery: _Delivery, copy: _Copy, error: Exception, failures: Counter[str]) -> None:
+    def _fail(self, delivery: _Delivery, error: Exception, failures: Counter[str]) -> None:
         # A new error without a traceback: that would keep the whole batch alive in its frames.
         delivery.error = _reply(error)
-        self._known.discard(copy.folder)
         if not isinstance(error, OSError):
             log.error("%s: cannot deliver", self._boxes.template, exc_info=error)
         failures[str(error)] += 1
@@ -283,13 +347,13 @@ class Maildir(Sink):
             delivery.separator = separator(delivery.body.beginning(BEGINNING))
         head = copy.head + delivery.separator
         if self._boxes.per_recipient and copy.folder not in self._known:
-            self._make(copy.folder)
+            copy.made = self._make(copy.folder)
         try:
             copy.draft = delivery.body.draft(copy.folder + b"/tmp", head, self._mode)
         except FileNotFoundError:
             if not self._boxes.per_recipient:
                 raise
-            self._make(copy.folder)  # its owner left, mail still comes
+            copy.made = self._make(copy.folder)  # its owner left, mail still comes
             copy.draft = delivery.body.draft(copy.folder + b"/tmp", head, self._mode)
 
     def _link(self, delivery: _Delivery, copy: _Copy) -> None:
@@ -307,28 +371,32 @@ class Maildir(Sink):
                 return
 
     def _sync_folders(self, work: list[tuple[_Delivery, _Copy]], failures: Counter[str]) -> None:
+        needed = [
+            (delivery, copy, folder)
+            for delivery, copy in work
+            if delivery.error is None
+            for folder in (copy.folder + b"/new", *copy.made)
+        ]
         failed: dict[bytes, OSError] = {}
-        for folder in dict.fromkeys(copy.folder for delivery, copy in work if delivery.error is None):
+        for folder in dict.fromkeys(folder for _, _, folder in needed):
             try:
-                self._folder_sync.sync(folder + b"/new")
+                self._folder_sync.sync(folder)
             except OSError as error:
                 failed[folder] = error
-        for delivery, copy in work:
-            if delivery.error is None and copy.folder in failed:
-                self._fail(delivery, copy, failed[copy.folder], failures)
+        for delivery, copy, folder in needed:
+            if delivery.error is None and folder in failed:
+                self._known.discard(copy.folder)
+                self._fail(delivery, failed[folder], failures)
 
-    def _undo_failed(self, batch: list[_Delivery]) -> None:
-        for delivery in batch:
-            if delivery.error is None:
-                continue
-            for copy in delivery.copies:
-                if copy.linked is None:
-                    continue
-                with contextlib.suppress(OSError):  # a reader may have taken it already
-                    os.unlink(copy.linked)
-                    if self._sync:
-                        sync_folder(os.path.dirname(copy.linked))
-                copy.linked = None
+    def _undo(self, delivery: _Delivery) -> None:
+        """Takes the message out of mailboxes again, a slice of them."""
+        for copy in delivery.linked[:_SLICE]:
+            assert copy.linked is not None
+            with contextlib.suppress(OSError):  # a reader may have taken it already
+                os.unlink(copy.linked)
+                if self._sync:
+                    sync_folder(os.path.dirname(copy.linked))
+            copy.linked = None
 
     # Folders
 
@@ -336,7 +404,7 @@ class Maildir(Sink):
         """Makes what there is of folders without a recipient, and tries whether they can be written."""
         root = self._boxes.root
         try:
-            missing = []
+            missing, made = [], []
             folder = root
             while not os.path.isdir(folder):
                 missing.append(folder)
@@ -346,13 +414,13 @@ class Maildir(Sink):
             if self._boxes.per_recipient:
                 trial = root
             else:
-                self._make(root)
+                made = self._make(root)
                 trial = root + b"/tmp"
                 if not os.access(root + b"/new", os.W_OK | os.X_OK):
                     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), root + b"/new")
             if self._sync:
-                for folder in missing:
-                    sync_folder(os.path.dirname(folder))
+                for folder in [*made, *map(os.path.dirname, missing)]:
+                    sync_folder(folder)
             Draft(trial, self._mode).close()
         except OSError as error:
             where = os.fsdecode(error.filename) if error.filename else self._boxes.template
@@ -361,26 +429,27 @@ class Maildir(Sink):
                 "make it a folder that the user of this process may write"
             ) from None
 
-    def _make(self, mailbox: bytes) -> None:
-        """Makes a mailbox and what lies between the root and it. Raises OSError.
+    def _make(self, mailbox: bytes) -> list[bytes]:
+        """Makes a mailbox and what lies between the root and it. Returns the folders that are to be synced for it, even
+        if all were there: another thread or worker may have made them just now. Raises OSError.
 
         Not the root: if it has gone, a file system may be unmounted, and mail must not go beneath its mount
         point.
         """
-        with self._making:
-            folders = [self._boxes.root]
-            for level in mailbox.removeprefix(self._boxes.root).strip(b"/").split(b"/"):
-                if level:
-                    folders.append(os.path.join(folders[-1], level))
-                    self._make_folder(folders[-1])
-            for name in (b"tmp", b"new", b"cur"):
-                self._make_folder(os.path.join(mailbox, name))
-            if self._sync:  # even if they were there: another worker may have made them just now
-                for folder in reversed(folders):
-                    sync_folder(folder)
-            if len(self._known) >= _REMEMBERED_MAILBOXES:
-                self._known.clear()
-            self._known.add(mailbox)
+        folders = [self._boxes.root]
+        for level in mailbox.removeprefix(self._boxes.root).strip(b"/").split(b"/"):
+            if level:
+                folders.append(os.path.join(folders[-1], level))
+                self._make_folder(folders[-1])
+        for name in (b"tmp", b"new", b"cur"):
+            self._make_folder(os.path.join(mailbox, name))
+        folders.reverse()
+        return folders
+
+    def _remember(self, mailbox: bytes) -> None:
+        if len(self._known) >= _REMEMBERED_MAILBOXES:
+            self._known.clear()
+        self._known.add(mailbox)
 
     def _make_folder(self, path: bytes) -> None:
         with contextlib.suppress(FileExistsError):
