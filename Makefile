@@ -100,7 +100,7 @@ bench: .venv/tested-with
 	-$(BIN)/python -m benchmarks large --json benchmarks/results/large.json
 	-$(BIN)/python -m benchmarks lifetime --json benchmarks/results/lifetime.json
 	-$(BIN)/python -m benchmarks hostile --pin --json benchmarks/results/hostile.json
-	-$(BIN)/python -m benchmarks tuning --pin --json benchmarks/results/tuning.json
+	-$(BIN)/python -m benchmarks tuning --pin --patience 30 --json benchmarks/results/tuning.json
 	$(BIN)/python -m benchmarks report
 
 # Linux and valgrind; without them it says so. ARGS=--record makes what is counted the bound.

@@ -101,6 +101,13 @@ option_only = click.option("--only", metavar="SERVER,…", help=f"Just these of 
 option_repeat = click.option(
     "--repeat", type=click.IntRange(min=1), default=3, show_default=True, help="Rounds."
 )
+option_patience = click.option(
+    "--patience",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Seconds that each run may wait for other programs to be quiet, or be repeated if they were not.",
+)
 option_pin = click.option("--pin", is_flag=True, help="Server on CPU 0, client on CPU 1, as README.md says.")
 option_beside = click.option(
     "--beside",
@@ -124,13 +131,7 @@ option_json = click.option(
 @click.option(
     "--messages", type=click.IntRange(min=1), help="Messages a run, instead of each row's own count."
 )
-@click.option(
-    "--patience",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    show_default=True,
-    help="Seconds that each run may wait for other programs to be quiet, or be repeated if they were not.",
-)
+@option_patience
 @option_pin
 @click.option(
     "--budget",
@@ -331,25 +332,36 @@ def lifetime_command(only: str | None, json_path: Path | None) -> None:
 
 
 @main.command("tuning")
+@click.option(
+    "--rows",
+    "row_names",
+    metavar="ROW,…",
+    help=f"Just these of {', '.join(row.name for row, _ in SWEEPS)}; in the file of --json they replace their "
+    "predecessors, and the other rows stay.",
+)
 @option_repeat
+@option_patience
 @option_pin
 @option_json
-def tuning_command(repeat: int, pin: bool, json_path: Path | None) -> None:
+def tuning_command(
+    row_names: str | None, repeat: int, patience: float, pin: bool, json_path: Path | None
+) -> None:
     """What fastsmtp's settings do, one at a time."""
-    rows = [row for row, _ in SWEEPS]
-    terms = Terms(rounds=repeat, pins=pinned(pin))
+    wanted = known(row_names, "row", [row.name for row, _ in SWEEPS]) if row_names else None
+    sweeps = [(row, servers) for row, servers in SWEEPS if wanted is None or row.name in wanted]
+    rows = [row for row, _ in sweeps]
+    terms = Terms(rounds=repeat, patience=patience, pins=pinned(pin))
     need_client(rows)
     ours = next(each for each in CONTENDERS if each.name == "fastsmtp")
     result: dict[str, Any] = {"benchmark": "tuning", **facts([ours], terms.pins), "gaps": {}, "rows": {}}
     with certified(terms, rows) as terms:
-        for row, servers in SWEEPS:
+        for row, servers in sweeps:
             result["rows"][row.name] = as_json(row, compare(row, servers, terms, say), {})
             print(f"\n{report.row_text(row.name, result['rows'][row.name])}", flush=True)
-    finish(
-        result,
-        json_path,
-        any(cell["failures"] for row in result["rows"].values() for cell in row["cells"].values()),
-    )
+    failed = any(cell["failures"] for row in result["rows"].values() for cell in row["cells"].values())
+    if wanted is not None and json_path is not None and json_path.exists():
+        result = report.with_rows(json.loads(json_path.read_text()), result)
+    finish(result, json_path, failed)
 
 
 @main.command("hostile")

@@ -235,9 +235,18 @@ def row_text(name: str, row: Json) -> str:
     return paragraphs(
         f"### {name}: {row['title']}",
         paragraphs(method_text(row), table(head, lines)) if lines else "",
-        "\n".join([*remarks, *disturbed_text(cells.values())]),
+        "\n".join([*remarks, *later_text(row), *disturbed_text(cells.values())]),
         gaps_text(row["gaps"]),
     )
+
+
+def with_rows(result: Json, later: Json) -> Json:
+    """A result with the rows of a later one in place of its own; each says in what its measurement was different."""
+    facts = later["machine"] | later["versions"]
+    before = result["machine"] | result["versions"]
+    differs = {name: fact for name, fact in facts.items() if fact != before.get(name)}
+    rows = {name: {**row, "later": differs} for name, row in later["rows"].items()}
+    return {**result, "rows": {**result["rows"], **rows}}
 
 
 def method_text(row: Json) -> str:
@@ -253,6 +262,11 @@ def method_text(row: Json) -> str:
         repeated = sum(len(cell["repeated"]) for cell in cells)
         text += f"; {repeated} disturbed runs were repeated." if repeated else "."
     return text[0].upper() + text[1:]
+
+
+def later_text(row: Json) -> list[str]:
+    facts = [f"{name} {fact}" for name, fact in row.get("later", {}).items()]
+    return [f"* measured again: {', '.join(facts)}."] if facts else []
 
 
 def disturbed_text(cells: Iterable[Json]) -> list[str]:

@@ -485,6 +485,26 @@ def test_an_unknown_name_is_one_line_that_tells_the_known_ones(arguments: list[s
 
 
 @needs_postfix
+@needs_core
+def test_one_row_of_the_tuning_is_measured_again_and_the_others_stay(tmp_path: Path) -> None:
+    file = tmp_path / "tuning.json"
+    old = {
+        "machine": {"date": "yesterday", "kernel": "old"},
+        "versions": {},
+        "gaps": {},
+        "rows": {"spill": {}},
+    }
+    file.write_text(json.dumps(old))
+    done = benchmarks("tuning", "--rows", "sync-1", "--repeat", "1", "--json", str(file))
+    assert (done.returncode, done.stderr.count("failed")) == (0, 0), done.stderr
+    new = json.loads(file.read_text())
+    assert (new["machine"], new["rows"]["spill"]) == (old["machine"], {})
+    row = new["rows"]["sync-1"]
+    assert list(row["cells"]) == ["fastsmtp sync=yes", "fastsmtp sync=no"]
+    assert row["later"]["date"] != "yesterday"
+    assert f"* measured again: date {row['later']['date']}, " in report.row_text("sync-1", row)
+
+
 def test_a_missing_tool_is_named(tmp_path: Path) -> None:
     result = benchmarks("--only", "floor", PATH=str(tmp_path))
     assert result.returncode == 1
