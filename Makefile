@@ -1,4 +1,5 @@
-# make run    builds, serves on 127.0.0.1:8025 into ./mail, metrics on 127.0.0.1:9125
+# make run    builds, serves on 127.0.0.1:8025 into ./mail, metrics on 127.0.0.1:9125;
+#             LISTEN=127.0.0.1:2525 METRICS= for another port and no metrics
 # make test   runs the tests
 # Both need Python >= 3.11 with venv, a C compiler, and the network for the first install.
 
@@ -9,6 +10,8 @@ SOURCES := setup.py pyproject.toml fastsmtp/_version.py $(wildcard src_ext/fasts
 # The generated C lies beside its source and must not count as one.
 SOURCES := $(filter-out src_ext/fastsmtp/_%.c,$(SOURCES))
 ARGS ?=
+LISTEN ?= 127.0.0.1:8025
+METRICS ?= 127.0.0.1:9125
 
 .PHONY: build wheel run test lint format sanitize coverage fuzz bench instructions docs clean
 
@@ -39,7 +42,7 @@ wheel: build
 	@echo "wheel: done; it is in dist/"
 
 run: build
-	$(BIN)/fastsmtp serve --listen 127.0.0.1:8025 --deliver maildir:./mail --metrics 127.0.0.1:9125 $(ARGS)
+	$(BIN)/fastsmtp serve --listen $(LISTEN) --deliver maildir:./mail --metrics "$(METRICS)" $(ARGS)
 
 test: .venv/tested-with
 	@echo "test: all tests take about five minutes on two CPUs; make test ARGS=tests/test_body.py runs some of them"

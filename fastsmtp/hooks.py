@@ -104,7 +104,7 @@ class Plan:
         elif self.calls[data] is None:
             raise ConfigError(
                 f"{_name(handler)} has no handle_DATA, so its messages would be lost; "
-                "define one or set where to deliver"
+                "define one, or set deliver to a sink such as maildir:./mail"
             )
         self.mask: int = sum(HOOKS[ASKS[kind]] for kind, call in enumerate(self.calls) if call is not None)
 
