@@ -1,6 +1,6 @@
 """The certificate: makes the server's TLS context of the settings ``tls_certificate`` and ``tls_key``.
 
-Knows what is wrong with files that OpenSSL cannot use. Who speaks TLS, and when, is none of its business.
+If OpenSSL cannot use their files, one line says what is wrong with which of them.
 """
 
 from __future__ import annotations

@@ -509,7 +509,8 @@ def _from_file(path: Path | None) -> dict[str, _Setting]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {path}: {_reason(error)}; correct --config") from None
     for key, value in found.items():
-        if isinstance(value, dict):
+        # [key] gives a table, [[key]] a list of tables.
+        if isinstance(value[0] if isinstance(value, list) and value else value, dict):
             raise ConfigError(f"{path}: [{key}]: there are no sections; write all keys at the top level")
         if key not in Config.model_fields:
             raise ConfigError(f'{path}: unknown key "{key}"; did you mean "{_nearest(key)}"?')

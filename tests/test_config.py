@@ -171,8 +171,13 @@ def test_an_unknown_key_of_the_file_names_the_nearest(toml: Path) -> None:
 
 @pytest.mark.parametrize("section", ["server", "tls", "listen", "metrics"])
 def test_a_section_of_the_file_is_told_that_there_are_none(section: str, toml: Path) -> None:
-    toml.write_text(f"[{section}]\nworkers = 2\n")
-    assert _line(toml) == f"{toml}: [{section}]: there are no sections; write all keys at the top level"
+    for written in (
+        f"[{section}]\nworkers = 2\n",
+        f"[[{section}]]\nworkers = 2\n",
+        f"{section}.workers = 2\n",
+    ):
+        toml.write_text(written)
+        assert _line(toml) == f"{toml}: [{section}]: there are no sections; write all keys at the top level"
 
 
 @pytest.mark.parametrize(
