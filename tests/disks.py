@@ -15,15 +15,25 @@ def small_disk(parent: Path, size: str = "256k") -> Iterator[Path]:
     """A file system of its own of ``size``, mounted below ``parent``; skips where mounting is not allowed."""
     folder = parent / "small-disk"
     folder.mkdir()
+    mount(folder, size)
+    try:
+        yield folder
+    finally:
+        unmount(folder)
+
+
+def mount(folder: Path, size: str = "256k") -> None:
+    """Mounts a new and empty file system; skips where that is not allowed."""
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True
     )
     if mounted.returncode:
         pytest.skip(f"cannot mount a small file system: {mounted.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def unmount(folder: Path) -> None:
+    """Takes the file system away, also while it is in use."""
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @contextmanager

@@ -192,7 +192,7 @@ def test_smtplib_meets_the_limit_of_size(start: Start, mail: Path) -> None:
         client.rcpt("you@b.example")
         code, _ = client.data("x" * (1 << 20))
         assert code == 552
-        assert client.sendmail("me@a.example", ["you@b.example"], "x" * ((1 << 20) - 2) + "\r\n") == {}
+        assert client.sendmail("me@a.example", ["you@b.example"], "A:" + "x" * ((1 << 20) - 4) + "\r\n") == {}
     (message,) = delivered(mail)
     assert len(without_trace(message)) == 1 << 20
 

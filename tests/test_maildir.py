@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 import uvloop
-from disks import open_files, small_disk
+from disks import mount, open_files, small_disk, unmount
 from servers import Client, on_both_loops, serve, until
 from wires import TO_DATA
 
@@ -319,7 +319,7 @@ async def test_each_recipient_has_a_mailbox(spilled: bool, query: str, tmp_path:
         else:
             queue_id = await deliver(sink, an_envelope(*rcpt_tos))
     names = {}
-    for folder in "b.example/ben", "bücher.example/jörg", "mx.example/postmaster":
+    for folder in "b.example/ben", "xn--bcher-kva.example/jörg", "mx.example/postmaster":
         (message,) = mail_in(tmp_path / "mail" / folder)
         assert message.endswith(CONTENT)
         assert b" for " not in message.replace(b"\t", b" ")
@@ -328,9 +328,24 @@ async def test_each_recipient_has_a_mailbox(spilled: bool, query: str, tmp_path:
         assert name_part(name) == f"{queue_id}.mx.example"
     assert names == {
         "b.example/ben": ["ben@B.example", '"ben"@b.example'],
-        "bücher.example/jörg": ["jörg@bücher.example"],
+        "xn--bcher-kva.example/jörg": ["jörg@bücher.example"],
         "mx.example/postmaster": ["Postmaster"],
     }
+
+
+@on_both_loops
+async def test_one_domain_has_one_folder_however_it_is_written(tmp_path: Path) -> None:
+    deliver = f"maildir:{tmp_path}/mail/{{domain}}/{{local}}"
+    async with await serve(deliver=deliver) as server:
+        with await Client.greeted(server) as client:
+            names = ["bücher.example", "xn--bcher-kva.example", "BÜCHER.example"]
+            recipients = "".join(f"RCPT TO:<b@{name}>\r\n" for name in names)
+            await client.send(f"MAIL FROM:<> SMTPUTF8\r\n{recipients}DATA\r\n".encode())
+            await client.send(b"Subject: x\r\n\r\nx\r\n.\r\n")
+            assert await client.codes(6) == [250, 250, 250, 250, 354, 250]
+    assert os.listdir(tmp_path / "mail") == ["xn--bcher-kva.example"]
+    (message,) = mail_in(tmp_path / "mail" / "xn--bcher-kva.example" / "b")
+    assert re.findall("Delivered-To: b@(.*)\r\n", message.decode()) == names
 
 
 @pytest.mark.asyncio
@@ -894,6 +909,50 @@ async def test_a_recipients_vanished_mailbox_is_made_again_but_not_their_root(tm
         shutil.rmtree(tmp_path / "mail")
         assert await refused(sink, an_envelope()) == "452 4.3.1"
         assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("query", ["", "?sync=no"])
+@pytest.mark.parametrize("template", ["/mail", "/{domain}/{local}", "/mail/{domain}/{local}"])
+async def test_nothing_is_written_beneath_a_mount_point_that_is_gone(
+    template: str, query: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with small_disk(tmp_path) as disk:
+        async with opened(f"{disk}{template}", query) as sink:
+            await deliver(sink, an_envelope())
+            unmount(disk)
+            # What a server that began before the mount would have left there.
+            beneath = [disk / "mail", disk / "mail" / "b.example" / "ben", disk / "b.example" / "ben"]
+            for mailbox in beneath:
+                for name in ("tmp", "new", "cur"):
+                    (mailbox / name).mkdir(parents=True)
+            assert await refused(sink, an_envelope()) == "452 4.3.1"
+            assert await refused(sink, an_envelope("new@c.example")) == "452 4.3.1"
+            assert await refused(sink, a_spilled_envelope(sink, tmp_path)) == "452 4.3.1"
+            assert [list((mailbox / "new").iterdir()) for mailbox in beneath] == [[]] * 3
+            assert not list(disk.rglob("c.example"))
+            assert f"no file system is mounted there any more: {str(disk).encode()!r}" in caplog.text
+            mount(disk)  # another device, and empty: made again where each recipient has one
+            (disk / "mail").mkdir()
+            if "{" in template:
+                await deliver(sink, an_envelope())
+                (mailbox,) = (path.parent for path in disk.rglob("new"))
+                assert len(mail_in(mailbox)) == 1
+
+
+@pytest.mark.asyncio
+async def test_nothing_is_written_beneath_the_mount_point_of_a_domain_that_is_gone(tmp_path: Path) -> None:
+    with small_disk(tmp_path) as disk:
+        async with opened(f"{tmp_path}/{{domain}}/{{local}}") as sink:
+            await deliver(sink, an_envelope(f"ann@{disk.name}"))
+            unmount(disk)
+            assert await refused(sink, an_envelope(f"ann@{disk.name}")) == "452 4.3.1"
+            assert await refused(sink, an_envelope(f"ben@{disk.name}")) == "452 4.3.1"
+            assert os.listdir(disk) == []
+            await deliver(sink, an_envelope())
+            mount(disk)
+            await deliver(sink, an_envelope(f"ben@{disk.name}"))
+            assert len(mail_in(disk / "ben")) == 1
 
 
 @pytest.mark.asyncio

@@ -1,7 +1,7 @@
 """Mailboxes: the path of a Maildir, and which folder of it a recipient has.
 
 Knows the placeholders {local} and {domain}, and how an address becomes a folder's name that cannot leave its
-place or meet another address's. Refuses to know what lies in the folders.
+place or meet another address's, however its domain is written. Refuses to know what lies in the folders.
 """
 
 import difflib
@@ -37,6 +37,8 @@ class Mailboxes:
         """The folder that is there from the start: the mailbox, or what lies before the placeholders."""
         self.per_recipient = depth < len(levels)
         self._levels = levels[depth:]
+        if self.per_recipient:
+            _fold("é")  # its tables, 2 MB, are read before the workers are forked
         self.folder = lru_cache(4096)(self._folder)
         """folder(recipient) -> bytes: the recipient's mailbox."""
 
@@ -126,8 +128,22 @@ def _shorten(name: bytes, room: int) -> bytes:
 
 
 def _fold(domain: str) -> str:
-    # Not casefold(): it would make one domain of straße.example and strasse.example.
-    return domain.lower() if domain.isascii() else unicodedata.normalize("NFC", domain.lower())
+    """The one name of a domain: in ASCII, by UTS 46, in lower case and without the dot of the root."""
+    if not domain.isascii():
+        import idna
+
+        try:
+            # Non-transitional: straße.example and strasse.example are two domains. What IDNA 2008 makes of symbols does
+            # not count, as there are domains of them.
+            mapped = idna.uts46_remap(domain, std3_rules=False, transitional=False)
+            domain = ".".join(map(_label, mapped.split(".")))
+        except UnicodeError:
+            domain = unicodedata.normalize("NFC", domain)
+    return domain.lower().removesuffix(".")
+
+
+def _label(label: str) -> str:
+    return label if label.isascii() else f"xn--{label.encode('punycode').decode()}"
 
 
 def _octets(text: str) -> bytes:

@@ -134,6 +134,7 @@ class Maildir(Sink):
         self._lanes: tuple[Lane[_Delivery], ...] = ()  # for ordinary messages, for mailboxes, for large ones
         self._waking = False
         self._not_at_once_before = 0.0
+        self._mounts: set[bytes] = set()  # of the root, or beneath it
 
     @classmethod
     def of(cls, path: str, options: Mapping[str, str], hostname: str) -> Self:
@@ -343,6 +344,9 @@ class Maildir(Sink):
         failures[str(error)] += 1
 
     def _write(self, delivery: _Delivery, copy: _Copy) -> None:
+        if os.stat(self._boxes.root).st_dev != self._device:
+            self._check_mount(self._boxes.root)
+            self._device = os.stat(self._boxes.root).st_dev
         if delivery.separator is None:
             delivery.separator = separator(delivery.body.beginning(BEGINNING))
         head = copy.head + delivery.separator
@@ -402,7 +406,7 @@ class Maildir(Sink):
 
     def _prepare(self) -> None:
         """Makes what there is of folders without a recipient, and tries whether they can be written."""
-        root = self._boxes.root
+        root = mount = self._boxes.root
         try:
             missing, made = [], []
             folder = root
@@ -411,6 +415,10 @@ class Maildir(Sink):
                 folder = os.path.dirname(folder)
             for folder in reversed(missing):
                 self._make_folder(folder)
+            while not os.path.ismount(mount):
+                mount = os.path.dirname(mount)
+            self._mounts = {mount}
+            self._device = os.stat(root).st_dev
             if self._boxes.per_recipient:
                 trial = root
             else:
@@ -434,17 +442,29 @@ class Maildir(Sink):
         if all were there: another thread or worker may have made them just now. Raises OSError.
 
         Not the root: if it has gone, a file system may be unmounted, and mail must not go beneath its mount
-        point.
+        point. Nor anything beneath a mount point that was seen and is none now.
         """
+        self._check_mount(mailbox)
         folders = [self._boxes.root]
+        device = self._device
         for level in mailbox.removeprefix(self._boxes.root).strip(b"/").split(b"/"):
             if level:
-                folders.append(os.path.join(folders[-1], level))
-                self._make_folder(folders[-1])
+                folder = os.path.join(folders[-1], level)
+                folders.append(folder)
+                self._make_folder(folder)
+                device, parent = os.stat(folder).st_dev, device
+                if device != parent:
+                    self._mounts.add(folder)
         for name in (b"tmp", b"new", b"cur"):
             self._make_folder(os.path.join(mailbox, name))
         folders.reverse()
         return folders
+
+    def _check_mount(self, folder: bytes) -> None:
+        """Raises OSError if a file system that ``folder`` was on is not mounted any more."""
+        for mount in list(self._mounts):
+            if (folder + b"/").startswith(mount.rstrip(b"/") + b"/") and not os.path.ismount(mount):
+                raise OSError(errno.ENOENT, "no file system is mounted there any more", mount)
 
     def _remember(self, mailbox: bytes) -> None:
         if len(self._known) >= _REMEMBERED_MAILBOXES:
