@@ -134,7 +134,8 @@ class Maildir(Sink):
         self._lanes: tuple[Lane[_Delivery], ...] = ()  # for ordinary messages, for mailboxes, for large ones
         self._waking = False
         self._not_at_once_before = 0.0
-        self._mounts: set[bytes] = set()  # of the root, or beneath it
+        self._mounts: set[bytes] = set()  # mount points: the root's, and those seen beneath it
+        self._device = 0  # of the root
 
     @classmethod
     def of(cls, path: str, options: Mapping[str, str], hostname: str) -> Self:
