@@ -44,6 +44,9 @@ class Rules:
         max_line_length: int = 0,
         max_local_part: int = 0,
         max_errors: int = 20,
+        max_junk_commands: int = 0,
+        min_data_rate: int = 0,
+        addresses: Literal["lenient", "strict"] = "lenient",
         call_limits: dict[str, int] | None = None,
         idle_timeout: float = 300,
         transaction_timeout: float = 3600,
@@ -101,6 +104,12 @@ class Rules:
     def max_recipients(self) -> int: ...
     @property
     def max_errors(self) -> int: ...
+    @property
+    def max_junk_commands(self) -> int: ...
+    @property
+    def min_data_rate(self) -> int: ...
+    @property
+    def strict_addresses(self) -> bool: ...
     @property
     def call_limits(self) -> dict[str, int] | None: ...
     @property

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from fastsmtp._stream import Entrance, Poller, Stream
+from fastsmtp.sockets import without_delay
 
 if TYPE_CHECKING:
     from fastsmtp.sockets import Listener
@@ -50,9 +50,7 @@ class Accepting:
         for listener in listeners:
             sock = listener.socket
             sock.setblocking(False)
-            if sock.family != socket.AF_UNIX:
-                # What is accepted inherits it: one system call for all.
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            without_delay(sock)  # it may have been bound by somebody else
             entrance = Entrance(self._poller, sock, partial(self._accepted, listener.tls), self._failed)
             self._entrances.append(entrance)
             if self._resting is None:

@@ -246,7 +246,25 @@ class Config(BaseSettings):
         default=20,
         ge=1,
         le=_INT_MAX,
-        description="Bad commands of one connection before it is closed with 421.",
+        description="Bad commands of one connection before it is closed with 421; an accepted message sets the count "
+        "back. A malformed recipient counts a tenth.",
+    )
+    max_junk_commands: Count = Field(
+        default=100,
+        ge=0,
+        le=_INT_MAX,
+        description="Commands such as NOOP, RSET, VRFY, HELP, EHLO and MAIL that one connection may send without a "
+        "message that is accepted; then it is closed with 421. 0 is no limit.",
+    )
+    addresses: Annotated[
+        Literal["lenient", "strict"],
+        BeforeValidator(_lower),
+        Form("lenient|strict", '"lenient" or "strict"'),
+    ] = Field(
+        default="lenient",
+        description="Which addresses are accepted. `lenient` accepts those that exist and can be read in one way only: "
+        "dots anywhere in a local-part, a local-part of more than 64 octets, a dot behind the domain, paths of up to "
+        "1,024 octets, blanks within the angle brackets. `strict` accepts what RFC 5321, section 4.1.2, allows.",
     )
     bare_newline: Annotated[
         Literal["normalize", "reject", "keep"],
@@ -281,6 +299,13 @@ class Config(BaseSettings):
         "beyond it clients are asked to wait with 452.",
     )
 
+    min_data_rate: Size = Field(
+        default=100,
+        ge=0,
+        le=1 << 30,
+        description="Octets a second that the content of a message must come at, on average after its first minute; "
+        "a slower connection is closed with 421. 0 is no limit.",
+    )
     idle_timeout: Seconds = Field(
         default=300.0,
         gt=0,

@@ -190,7 +190,16 @@ def _listen(target: _Target, port: int, backlog: int) -> socket.socket:
         raise
 
 
+def without_delay(sock: socket.socket) -> None:
+    """Has the connections of a listening socket send each reply at once. They inherit it, so one system call does for
+    all, also for those that the kernel accepts from ``listen`` on and nobody has looked at yet.
+    """
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
 def _start(sock: socket.socket, backlog: int) -> socket.socket:
+    without_delay(sock)
     sock.listen(backlog)
     # Several workers may wake for one connection; those that come late must not hang in accept.
     sock.setblocking(False)

@@ -191,6 +191,7 @@ async def listen(
         raise taken
     try:
         for listener in listeners:
+            sockets.without_delay(listener.socket)
             listener.socket.listen(_BACKLOG)
     except BaseException:
         sockets.close(listeners)

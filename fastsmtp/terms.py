@@ -28,6 +28,10 @@ _RECEIVING = ("get_buffer", "buffer_updated")
 _OK = "250 OK"
 _LONGEST_COMMAND = 16 * 1024  # octets; more than command_size_limit is refused all the same
 _ANY_LENGTH = 2**31
+# aiosmtpd has no such limits, and one client could fill the memory with recipients, or a disk with replies.
+_MOST_RECIPIENTS = 20_000
+_MOST_JUNK = 1_000  # commands, and empty lines, without a message
+_LEAST_RATE = 100  # octets of content a second
 
 # As ``hooks.Call``, but what it is called with is an ``SMTP``.
 Call: TypeAlias = "Callable[[Any, Any, Any], Any]"
@@ -181,13 +185,15 @@ def _rules(
         makes_facts=parameters.makes_facts,
         traced=parameters.traced,
         max_message_size=parameters.data_size_limit,
-        max_recipients=0,
+        max_recipients=_MOST_RECIPIENTS,
         max_command_line=min(parameters.line_length_limit or _LONGEST_COMMAND, _LONGEST_COMMAND),
         max_command=parameters.command_size_limit,
         max_commands=dict(parameters.command_size_limits) or None,
         max_line_length=min(max(0, parameters.line_length_limit - 2), _ANY_LENGTH),
         max_local_part=parameters.local_part_limit,
         max_errors=5,
+        max_junk_commands=_MOST_JUNK,
+        min_data_rate=_LEAST_RATE,
         call_limits=limits,
         idle_timeout=parameters.timeout,
         transaction_timeout=max(3600.0, parameters.timeout),

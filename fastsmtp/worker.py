@@ -11,6 +11,7 @@ import gc
 import logging
 import signal
 import socket
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -102,6 +103,9 @@ class Worker:
             max_command_line=config.max_command_line,
             max_line_length=config.max_line_length,
             max_errors=config.max_errors,
+            max_junk_commands=config.max_junk_commands,
+            min_data_rate=config.min_data_rate,
+            addresses=config.addresses,
             bare_newline=config.bare_newline,
             smtputf8=config.smtputf8,
             starttls=self._tls is not None,
@@ -152,7 +156,7 @@ class Worker:
         if self._sink is not None:
             with self._config.naming("deliver"):
                 await self._sink.open()
-        self._engine.now = self._loop.time()
+        self._engine.now = time.monotonic()
         self._tick()
         self._accepting.add(self._listeners)
 
@@ -191,7 +195,7 @@ class Worker:
 
     def _tick(self) -> None:
         self._lately //= 2
-        for dialogue, state in self._engine.tick(self._loop.time()):
+        for dialogue, state in self._engine.tick(time.monotonic()):
             dialogue.expire(state)
         self._ticking = self._loop.call_later(self._tick_interval, self._tick)
 

@@ -18,8 +18,10 @@ class Limits:
     max_recipients: int = 1000
     max_line_length: int = 0
     max_errors: int = 20
+    max_junk_commands: int = 0
     bare_newline: str = "normalize"
     smtputf8: bool = True
+    addresses: str = "lenient"
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,16 @@ DOMAIN = rb"%b(?:\.%b)*" % (LABEL, LABEL)
 ROUTE = rb"@%b(?:,@%b)*:" % (DOMAIN, DOMAIN)
 LITERAL = rb"\[[!-Z^-~]+\]"
 PATH = re.compile(rb"<(?P<route>%b)?(?P<local>%b)@(?P<domain>%b|%b)>" % (ROUTE, LOCAL_PART, DOMAIN, LITERAL))
+# Leniently: dots anywhere in a local-part that has something else, one behind the domain, blanks within the brackets.
+LENIENT_LOCAL_PART = rb"(?:\.*%b(?:\.+%b)*\.*|\"(?:[ !#-\[\]-~\x80-\xff]|\\[ -~])*\")" % (ATOM, ATOM)
+LENIENT_PATH = re.compile(
+    rb"<[ \t]*(?P<route>%b)?(?P<local>%b)@(?P<domain>%b\.?|%b)[ \t]*>" % (ROUTE, LENIENT_LOCAL_PART, DOMAIN, LITERAL)
+)
 TAGGED = re.compile(rb"([A-Za-z0-9-]*[A-Za-z0-9]):([!-Z^-~]+)")
 PARAMETER = re.compile(rb"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~\x80-\xff]+))?")
 
-HTTP = {b"GET", b"POST", b"PUT", b"HEAD", b"CONNECT", b"OPTIONS"}
+FOREIGN = {b"GET", b"POST", b"PUT", b"HEAD", b"CONNECT", b"OPTIONS", b"PROXY"}
+JUNK = {b"HELO", b"EHLO", b"MAIL", b"RSET", b"NOOP", b"VRFY", b"HELP"}
 NOT_IMPLEMENTED = {b"EXPN", b"AUTH", b"BDAT", b"LHLO", b"ETRN", b"TURN", b"STARTTLS"}
 
 
@@ -98,7 +106,9 @@ class Dialogue:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.result = Result(replies=[(220, "")])
-        self.errors = 0
+        self.errors = 0  # in tenths
+        self.junk = 0
+        self.opening = 0  # empty lines at the very beginning
         self.hello: bytes | None = None
         self.reset()
 
@@ -106,12 +116,12 @@ class Dialogue:
         self.mail_from: str | None = None
         self.utf8 = False
         self.rcpt_tos: list[str] = []
-        self.tried = False
+        self.tried = 0
 
-    def say(self, code: int, enhanced: str) -> None:
+    def say(self, code: int, enhanced: str, weight: int = 10) -> None:
         """Answers a command line: enough 5yz among these answers end the connection."""
-        self.errors += code >= 500
-        if code >= 500 and 0 < self.limits.max_errors <= self.errors:
+        self.errors += weight if code >= 500 else 0
+        if code >= 500 and 0 < self.limits.max_errors * 10 <= self.errors:
             code, enhanced = 421, "4.7.0"
         self.result.replies.append((code, enhanced))
         if code in (421, 221):
@@ -119,25 +129,50 @@ class Dialogue:
 
     def command(self, line: bytes) -> None:
         """Does a line that ended in CRLF, which is left out here."""
+        if self.opening is not None:
+            if line.startswith(b"\0") and self.opening == 2:
+                self.say(421, "4.7.0")  # what the signature of a PROXY header of version 2 begins with
+                return
+            self.opening = self.opening + 1 if line == b"" and self.opening < 3 else None
+        line = line.strip(b" \t")
+        verb, argument = self.taken_apart(line)
+        bad = b"\r" in line or b"\0" in line
+        if not bad and (verb in JUNK or self.is_unknown(line, verb)):
+            self.junk += 1
+            if 0 < self.limits.max_junk_commands < self.junk:
+                self.say(421, "4.7.0")
+                return
+        weight = 10
         try:
-            self.say(*self.act(line.rstrip(b" \t")))
+            reply = self.act(line, verb, argument)
         except Refusal as refusal:
-            self.say(*refusal.reply)
+            reply = refusal.reply
+            # A recipient that is refused after MAIL: the message of a mailing list has many.
+            if verb == b"RCPT" and self.mail_from is not None:
+                weight = 1
+        self.say(*reply, weight)
 
-    def act(self, line: bytes) -> tuple[int, str]:
+    def taken_apart(self, line: bytes) -> tuple[bytes, bytes]:
+        """Verb and argument; more blanks than one are forgiven here, as around the colon of ``FROM:``."""
+        parts = re.match(rb"([^ \t]*)[ \t]*(.*)", line, re.DOTALL)
+        assert parts is not None
+        return parts[1].upper(), parts[2]
+
+    def is_unknown(self, line: bytes, verb: bytes) -> bool:
+        """Whether a line is no command of any kind, and one that an ASCII or UTF-8 check lets pass."""
+        if verb in FOREIGN | NOT_IMPLEMENTED | {b"RCPT", b"DATA", b"QUIT"}:
+            return False
+        return line.isascii() or (self.limits.smtputf8 and is_utf8(line))
+
+    def act(self, line: bytes, verb: bytes, argument: bytes) -> tuple[int, str]:
         if not line or b"\r" in line or b"\0" in line:
             return 500, "5.5.2"
-        if not line.isascii():
+        if not line.isascii() and verb not in (b"HELO", b"EHLO", b"LHLO"):
             if not self.limits.smtputf8:
                 return 500, "5.5.2"
-            try:
-                line.decode()
-            except UnicodeDecodeError:
+            if not is_utf8(line):
                 return 500, "5.5.2"
-        verb, _, argument = line.partition(b" ")
-        verb = verb.upper()
-        argument = argument.lstrip(b" ")  # more than one space is forgiven here, as behind "FROM:"
-        if verb in HTTP:
+        if verb in FOREIGN:
             return 421, "4.7.0"
         if verb in NOT_IMPLEMENTED:
             return 502, "5.5.1"
@@ -183,7 +218,9 @@ class Dialogue:
     def rcpt(self, argument: bytes) -> tuple[int, str]:
         if self.hello is None or self.mail_from is None:
             return 503, "5.5.1"
-        self.tried = True
+        self.tried += 1
+        if self.tried > self.limits.max_recipients + 1000:
+            return 421, "4.7.0"
         postmaster = {b"<postmaster>": None}  # RFC 5321 4.5.1: without a domain, in any case
         path, address, rest = self.path(argument, b"TO:", (501, "5.1.3"), postmaster)
         self.parameters(rest, set())
@@ -207,18 +244,23 @@ class Dialogue:
         self, argument: bytes, word: bytes, bad: tuple[int, str], special: dict[bytes, str | None]
     ) -> tuple[bytes, str, bytes]:
         """Returns the path as it came, its address without the source route, and what follows the ``>``."""
-        text = argument[len(word) :].lstrip(b" ")
-        if argument[: len(word)].upper() != word or not text.startswith(b"<"):
+        strict = self.limits.addresses == "strict"
+        before = re.match(rb"%b[ \t]*:[ \t]*(?=<)" % word[:-1], argument, re.IGNORECASE)
+        if before is None:
             raise Refusal(501, "5.5.4")
+        text = argument[before.end() :]
         for path, address in special.items():
-            came = text[: len(path)]
-            if came.lower() == path:
-                return came, address or came[1:-1].decode(), self.after_path(text[len(path) :])
-        match = PATH.match(text)
+            blanks = rb"" if strict else rb"[ \t]*"
+            came = re.match(rb"<%b(%b)%b>" % (blanks, path[1:-1], blanks), text, re.IGNORECASE)
+            if came is not None:
+                return came[0], address or came[1].decode(), self.after_path(text[came.end() :])
+        match = (PATH if strict else LENIENT_PATH).match(text)
         if (
             match is None
-            or len(match["local"]) > 64
-            or len(match[0]) > 256  # and so the domain has fewer than 255 octets
+            or (strict and len(match["local"]) > 64)
+            or len(match[0]) > (256 if strict else 1024)
+            or len(match["domain"]) > 255
+            or any(len(domain) > 255 for domain in re.findall(rb"@([^,:]*)", match["route"] or b""))
             or (match["domain"].startswith(b"[") and not is_literal(match["domain"]))
         ):
             raise Refusal(*bad)
@@ -226,14 +268,14 @@ class Dialogue:
         return match[0], address.decode(), self.after_path(text[match.end() :])
 
     def after_path(self, rest: bytes) -> bytes:
-        if rest and not rest.startswith(b" "):
+        if rest and not rest.startswith((b" ", b"\t")):
             raise Refusal(501, "5.5.4")
         return rest
 
     def parameters(self, text: bytes, known: set[bytes]) -> dict[bytes, bytes]:
         """Checks ``SP keyword[=value]`` from left to right; the first thing wrong is the answer."""
         given: dict[bytes, bytes] = {}
-        for parameter in filter(None, text.split(b" ")):
+        for parameter in filter(None, re.split(rb"[ \t]", text)):
             match = PARAMETER.fullmatch(parameter)
             if match is None:
                 raise Refusal(501, "5.5.4")
@@ -259,7 +301,7 @@ class Dialogue:
         content = re.sub(rb"(\A|\r\n)\.", rb"\1", wire)
         stray = rb"\r(?!\n)|(?<!\r)\n"
         if self.limits.bare_newline == "normalize":
-            content = re.sub(stray, b"\r\n", content)
+            content = normalized(content)
         longest = max(len(line) for line in content.split(b"\r\n"))
         if 0 < self.limits.max_message_size < len(content):
             self.result.replies.append((552, "5.3.4"))
@@ -270,7 +312,34 @@ class Dialogue:
         else:
             self.result.replies.append((250, "2.0.0"))
             self.result.messages.append(Message(str(self.mail_from), self.rcpt_tos, content))
+            self.errors = self.junk = 0
         self.reset()
+
+
+def is_utf8(octets: bytes) -> bool:
+    try:
+        octets.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def normalized(content: bytes) -> bytes:
+    """Content in which each line ends with CRLF. Up to eight CRs in front of LF are one line end; any other CR becomes
+    one in the body, and a space in the header, where it must not begin a field.
+    """
+    out = bytearray()
+    in_header = True
+    for piece in re.findall(rb"\r+\n?|\n|[^\r\n]+", content):
+        strays = 0
+        if piece.startswith(b"\r"):
+            crs = piece.count(b"\r")
+            strays = max(0, crs - 8) if piece.endswith(b"\n") else crs
+        for _ in range(strays):
+            in_header = in_header and b"\r\n\r\n" not in b"\r\n" + out and len(out) <= 256 * 1024
+            out += b" " if in_header else b"\r\n"
+        out += piece if piece[:1] not in b"\r\n" else b"\r\n" if piece.endswith(b"\n") else b""
+    return bytes(out)
 
 
 def oracle(wire: bytes, limits: Limits | None = None) -> Result:
@@ -300,8 +369,13 @@ def oracle(wire: bytes, limits: Limits | None = None) -> Result:
                 at = newline + 1
                 continue
             # A bare LF ends nothing (2.3.8): what follows it on the line must never be a command.
+            # Each such line is refused: its client would wait in silence otherwise.
             dialogue.say(500, "5.5.2")
             end = wire.find(b"\r\n", newline + 1)
+            whole = wire[newline + 1 : end + 2] if end >= 0 else wire[newline + 1 :]
+            for _ in re.findall(rb"(?<!\r)\n", b"x" + whole):
+                if not result.closed:
+                    dialogue.say(500, "5.5.2")
         else:
             end = wire.find(b"\r\n", at)
             if end >= 0:

@@ -92,8 +92,8 @@ class Keeps:
 
 
 async def serve(handler: object | None = None, **settings: object) -> Worker:
-    """A server on a free port."""
-    settings = {"listen": ["127.0.0.1:0"], "hostname": HOSTNAME, **settings}
+    """A server on a free port, which many tests send a lot of NOOPs to."""
+    settings = {"listen": ["127.0.0.1:0"], "hostname": HOSTNAME, "max_junk_commands": 0, **settings}
     return await fastsmtp.serve(handler, **settings)
 
 

@@ -1,11 +1,13 @@
 """What the dialogues of one worker share: counters, replies, memory, the coarse clock, and leaving."""
 
+from time import monotonic
+
 import pytest
 from script import Script, make_engine
 from wires import HELLO, TO_DATA
 
 from fastsmtp._engine import LAYOUT, SLOT_BYTES, Counters, Engine, index
-from fastsmtp._rules import REPLIES_NAMES, Book
+from fastsmtp._rules import HOOKS, REPLIES_NAMES, Book, Rules
 from fastsmtp.replies import native
 
 MIB = 1 << 20
@@ -117,33 +119,127 @@ def test_memory_is_counted_while_a_message_has_it_and_used_again() -> None:
     assert last(script) == "250 2.0.0"
 
 
-def test_a_message_beyond_the_budget_is_refused_at_its_end_and_the_next_one_taken() -> None:
-    engine = make_engine(hooks=(), memory_budget=MIB, spill_threshold=MIB)
-    first, second = at_data(engine), at_data(engine)
-    first.feed(b"x" * 600_000)
+def test_one_octet_of_content_takes_little_memory() -> None:
+    engine = make_engine(memory_budget=MIB)
+    scripts = [at_data(engine) for _ in range(200)]
+    for script in scripts:
+        script.feed(b"x")
+    assert engine.held <= 200 * 5000
+    for script in scripts:
+        script.disconnect()
+    assert engine.held == 0
+
+
+def test_a_message_that_grows_takes_memory_in_proportion() -> None:
+    engine = make_engine(hooks=())
+    script = at_data(engine)
+    for size in range(1000, 900_000, 1000):
+        script.feed(b"x" * 1000)
+        assert engine.held <= max(2.5 * size, size + 128 * 1024), size
+
+
+def test_when_memory_is_short_the_slowest_and_emptiest_messages_go_to_a_file() -> None:
+    engine = make_engine(memory_budget=MIB, spill_threshold=MIB)
+    slow = [at_data(engine) for _ in range(20)]
+    for number, script in enumerate(slow):
+        script.feed(b"x" * (20_000 + 1000 * number))
+    fast = at_data(engine)
+    fast.feed(b"y" * 700_000 + b"\r\n.\r\n")
+    assert last(fast) == "250 2.0.0"
+    spilled = count(engine, "spilled_messages_total")
+    assert 0 < spilled < len(slow)
+    for script in slow:
+        script.feed(b"z" * 30_000 + b"\r\n.\r\n")
+        assert last(script) == "250 2.0.0"
+    for number, script in enumerate(slow):
+        (message,) = script.result().messages
+        assert message.content == b"x" * (20_000 + 1000 * number) + b"z" * 30_000 + b"\r\n"
+
+
+def test_when_memory_is_short_and_a_message_is_too_small_for_a_file_its_connection_ends() -> None:
+    engine = make_engine(memory_budget=512 * 1024, spill_threshold=500_000)
+    tiny = [at_data(engine) for _ in range(100)]
+    for script in tiny:
+        script.feed(b"x")
+    honest = at_data(engine)
+    honest.feed(b"y" * 400_000 + b"\r\n.\r\n")
+    assert last(honest) == "250 2.0.0"
+    ended = [script for script in tiny if script.closed]
+    assert ended
+    assert {last(script) for script in ended} == {"421 4.3.1"}
+    assert count(engine, "messages_total", "aborted") == len(ended)
+
+
+def without_spills(budget: int) -> Engine:
+    rules = Rules(book=native("mx.example"), hooks=HOOKS["DATA"])
+    return Engine(rules=rules, memory_budget=budget, spill_threshold=budget)
+
+
+def test_a_message_that_no_memory_can_be_found_for_is_refused_at_its_end_and_the_next_one_taken() -> None:
+    engine = without_spills(MIB)
+    first, second = Script(engine, later=True), at_data(engine)
+    first.feed(HELLO + TO_DATA + b"x" * 600_000 + b"\r\n.\r\n")
+    assert first.asked
     second.feed(b"y" * 600_000 + b"\r\n.\r\nNOOP\r\n")
     assert [(reply.code, reply.enhanced) for reply in second.replies()[-2:]] == [
         (452, "4.3.1"),
         (250, "2.0.0"),
     ]
+    assert b"memory" in second.wire
     assert count(engine, "messages_total", "deferred") == 1
-    first.feed(b"\r\n.\r\n")
+    first.settle()
+    first.taken.clear()
     assert last(first) == "250 2.0.0"
     second.feed(TO_DATA + b"y" * 600_000 + b"\r\n.\r\n")
     assert last(second) == "250 2.0.0"
 
 
-def test_no_transaction_begins_without_memory_for_it() -> None:
-    engine = make_engine(hooks=(), memory_budget=512 * 1024, spill_threshold=400_000)
-    holder = at_data(engine)
-    holder.feed(b"x" * 300_000)
-    assert engine.held == engine.memory_budget
+def test_a_message_that_will_not_fit_is_refused_before_it_is_sent() -> None:
+    engine = make_engine(memory_budget=512 * 1024, spill_threshold=400_000)
+    holder = Script(engine, later=True)
+    holder.feed(HELLO + TO_DATA + b"x" * 300_000 + b"\r\n.\r\n")
     script = Script(engine)
-    script.feed(HELLO + b"MAIL FROM:<a@b.example>\r\n")
+    script.feed(HELLO + b"MAIL FROM:<a@b.example> SIZE=350000\r\n")
     assert last(script) == "452 4.3.1"
-    holder.feed(b"\r\n.\r\n")
-    script.feed(b"MAIL FROM:<a@b.example>\r\n")
+    script.feed(b"MAIL FROM:<a@b.example> SIZE=30000\r\nRSET\r\n")
+    assert last(script) == "250 2.0.0"
+    holder.settle()
+    holder.taken.clear()
+    script.feed(b"MAIL FROM:<a@b.example> SIZE=350000\r\n")
     assert last(script) == "250 2.1.0"
+
+
+def test_recipients_count_against_the_budget() -> None:
+    engine = make_engine(memory_budget=64 * 1024, spill_threshold=1000)
+    script = Script(engine)
+    script.feed(HELLO + b"MAIL FROM:<>\r\n")
+    for _ in range(100):
+        script.feed(b"RCPT TO:<%b@e.example>\r\n" % (b"x" * 900))
+    codes = [f"{reply.code} {reply.enhanced}" for reply in script.replies()[3:]]
+    taken = codes.count("250 2.1.5")
+    assert 50 < taken < 100
+    assert set(codes[taken:]) == {"452 4.3.1"}
+    assert engine.held > 50 * 900
+    script.feed(b"RSET\r\n")
+    assert engine.held == 0
+
+
+def test_what_waits_for_a_hook_counts_against_the_budget() -> None:
+    engine = make_engine(memory_budget=64 * 1024, spill_threshold=1000)
+    script = Script(engine, later=True)
+    script.feed(HELLO + TO_DATA + b".\r\n")
+    script.feed(b"NOOP\r\n" * 5000)
+    assert engine.held > 25_000
+    script.settle()
+    assert engine.held == 0
+    script.taken.clear()
+    script.feed(TO_DATA + b".\r\n")
+    script.feed(b"NOOP\r\n" * 12_000)
+    assert last(script) == "421 4.3.1"
+    assert script.hung_up
+    script.settle()
+    script.disconnect()
+    assert engine.held == 0
 
 
 def test_memory_that_lies_unused_is_given_back_by_the_second_tick() -> None:
@@ -182,8 +278,9 @@ def test_a_silent_client_is_told_and_hung_up() -> None:
     engine.tick(100.0)
     script = Script(engine)
     script.feed(HELLO)
-    assert engine.tick(110.0) == []
-    assert engine.tick(110.5) == [(script, "command")]
+    assert engine.tick(101.0) == []  # it may have come just now
+    assert engine.tick(111.0) == []
+    assert engine.tick(111.5) == [(script, "command")]
     script.expire("command")
     assert last(script) == "421 4.4.2"
     assert script.hung_up
@@ -194,7 +291,8 @@ def test_a_client_silent_in_its_message_aborts_it() -> None:
     engine = make_engine(idle_timeout=10)
     script = at_data(engine)
     script.feed(b"Subject: x\r\n")
-    assert engine.tick(1000.0) == [(script, "data")]
+    assert engine.tick(1000.0) == []
+    assert engine.tick(1010.5) == [(script, "data")]
     script.expire("data")
     assert last(script) == "421 4.4.2"
     assert count(engine, "messages_total", "aborted") == 1
@@ -208,7 +306,37 @@ def test_a_client_that_drips_is_ended_by_the_deadline_of_its_transaction() -> No
         script.feed(b"x")
         assert engine.tick(float(now)) == []
     script.feed(b"x")
-    assert engine.tick(61.5) == [(script, "transaction")]
+    assert engine.tick(65.0) == []
+    assert engine.tick(65.5) == [(script, "transaction")]
+
+
+def test_a_loop_that_hung_ends_no_client_early() -> None:
+    engine = make_engine(idle_timeout=10)
+    engine.tick(100.0)
+    script = Script(engine)
+    engine.tick(101.0)
+    script.feed(HELLO)  # at 130, when the loop goes on
+    assert engine.tick(130.0) == []
+    assert engine.tick(140.0) == []
+    assert engine.tick(140.5) == [(script, "command")]
+
+
+def test_content_that_comes_too_slowly_ends_its_connection() -> None:
+    engine = make_engine(min_data_rate=100, idle_timeout=10_000, transaction_timeout=100_000)
+    now = monotonic()
+    engine.tick(now)
+    slow, fast = at_data(engine), at_data(engine)
+    fast.feed(b"x" * 20_000)
+    slow.feed(b"x" * 1000)
+    assert engine.tick(now + 59) == []
+    assert engine.tick(now + 69) == []  # 1,000 octets in 9 seconds beyond the grace
+    assert engine.tick(now + 71) == [(slow, "data_rate")]
+    slow.expire("data_rate")
+    assert last(slow) == "421 4.4.2"
+    assert count(engine, "timeouts_total", "data_rate") == 1
+    assert engine.tick(now + 200) == []
+    fast.feed(b".\r\n\r\n.\r\n")
+    assert last(fast) == "250 2.0.0"
 
 
 def test_a_hook_that_takes_too_long_is_answered_for() -> None:
@@ -222,6 +350,39 @@ def test_a_hook_that_takes_too_long_is_answered_for() -> None:
         (451, "4.4.5"),
         (250, "2.0.0"),
     ]
+
+
+# --- others have their turn ---------------------------------------------------------------------------------
+
+
+class Yields(Script):
+    """Goes on with a turn when it is told to."""
+
+    ways = 0
+
+    def give_way(self) -> None:
+        self.ways += 1
+
+
+@pytest.mark.parametrize(
+    "commands",
+    [b"NOOP\r\n" * 1000, TO_DATA + b"hi\r\n.\r\n" + (TO_DATA + b"hi\r\n.\r\n") * 400, b"MAIL FROM:<>\r\n" + b"RCPT TO:<a@b.example>\r\n" * 900],
+    ids=["NOOP", "small messages", "recipients"],
+)
+def test_a_turn_ends_after_many_commands_and_goes_on_when_others_had_theirs(commands: bytes) -> None:
+    script, plain = Yields(make_engine()), Script(make_engine())
+    script.feed(HELLO)
+    plain.feed(HELLO + commands)
+    before = len(script.replies())
+    script.feed(commands)
+    turns = 0
+    while script.ways > turns:
+        turns += 1
+        assert len(script.replies()) - before <= 128
+        before = len(script.replies())
+        script.take_turn()
+    assert turns > 5
+    assert script.wire == plain.wire
 
 
 # --- leaving ------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """The commands, field by field."""
 
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint64_t
 
 from fastsmtp._envelope cimport Envelope
 from fastsmtp._wire cimport Wire
@@ -14,7 +14,8 @@ cdef enum State:        # what the client has said so far: the columns of the ta
 cdef class Commands(Wire):
     cdef public Envelope envelope
     cdef uint8_t state
-    cdef bint distrusted, rcpt_tried, transaction
+    cdef bint distrusted, transaction
+    cdef unsigned tried         # RCPT commands of this transaction
     cdef bint served    # a message of this connection came to its end
     cdef dict calls             # how often each command came, where that is limited
     cdef unsigned taken         # recipients
@@ -29,6 +30,7 @@ cdef class Commands(Wire):
     cdef bint _is_awaited(self, command *c) noexcept
     cdef int _bad_octets(self, command *c, const char *line, size_t n, bint bad) except -1
     cdef size_t _longest(self, command *c) except 0
+    cdef bint _has_memory(self, uint64_t octets) except -1
     cdef size_t _room_for_parameters(self) except? 0
     cdef bint _over_limit(self, command *c) except -1
     cdef int _perform(self, command *c) except -1

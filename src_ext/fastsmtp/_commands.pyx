@@ -8,7 +8,7 @@ wire's, and what Python has to say, which is the dialogue's.
 import cython
 
 from cpython.bytes cimport PyBytes_AS_STRING
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint64_t
 
 from fastsmtp._engine cimport *
 from fastsmtp._envelope cimport Envelope, Session
@@ -77,6 +77,14 @@ CLEAR_VERBS[False] = CLEAR_VERBS[True] | 1 << VERB_KNOWN | 1 << VERB_FOREIGN | 1
 # What leads to a message.
 cdef unsigned MESSAGE_VERBS = (1 << VERB_HELO | 1 << VERB_EHLO | 1 << VERB_LHLO | 1 << VERB_STARTTLS | 1 << VERB_AUTH
                                | 1 << VERB_MAIL | 1 << VERB_RCPT | 1 << VERB_DATA)
+# What leads to no message by itself.
+cdef unsigned JUNK_VERBS = (1 << VERB_HELO | 1 << VERB_EHLO | 1 << VERB_LHLO | 1 << VERB_MAIL | 1 << VERB_RSET
+                            | 1 << VERB_NOOP | 1 << VERB_VRFY | 1 << VERB_EXPN | 1 << VERB_HELP | 1 << VERB_UNKNOWN)
+cdef enum:
+    OVERSHOOT = 1000    # recipients beyond the limit, each refused with 452, before the connection ends
+    RECIPIENT = 96      # octets that a recipient takes beyond its address
+    LEAST_MESSAGE = 4096    # octets that a message needs whose size nobody tells
+
 # What may only be said after AUTH where that is required.
 cdef unsigned AUTH_VERBS = 1 << VERB_HELP | 1 << VERB_VRFY | 1 << VERB_MAIL | 1 << VERB_RCPT | 1 << VERB_DATA
 
@@ -147,9 +155,21 @@ cdef class Commands(Wire):
             bad |= (line[i] == 0) | (line[i] == b"\r")     # both, so that the loop becomes vector instructions
         if rules.traced:
             self.trace(line[:n])
+        if self.opening < 3:
+            if n == 0:
+                self.opening += 1
+            elif self.opening == 2 and line[0] == 0:
+                return self._foreign("PROXY")   # CR LF CR LF NUL CR LF: the signature of version 2
+            elif rules.lenient and n > 6 and same_word(line, 6, "PROXY ") and "PROXY" not in rules.own_verbs:
+                return self._foreign("PROXY")
+            else:
+                self.opening = 3
         if n == 0 and rules.lenient:
+            self.junk += 1
+            if rules.max_junk_commands and self.junk > rules.max_junk_commands:
+                return self._end_of_junk()
             return self._say(REPLY_BAD_SYNTAX)
-        parse_command(line, n, &c)
+        parse_command(line, n, not rules.lenient, &c)
         if bad or octets & 0x80:
             refusal = self._bad_octets(&c, line, n, bad)
             if refusal:
@@ -159,6 +179,10 @@ cdef class Commands(Wire):
             return self._error(REPLY_LINE_TOO_LONG, &c)
         if not rules.verbs >> <int>c.verb & 1:
             c.verb = <verb>rules.unoffered
+        if JUNK_VERBS >> <int>c.verb & 1:
+            self.junk += 1
+            if rules.max_junk_commands and self.junk > rules.max_junk_commands:
+                return self._end_of_junk()
         self.verb = c.verb
         engine.counters.bump(COMMANDS + <int>c.verb, 1)
         if engine.draining and c.verb != VERB_QUIT and not self._is_awaited(&c):
@@ -196,6 +220,8 @@ cdef class Commands(Wire):
             for i in range(c.word_length):
                 if <uint8_t>c.word[i] & 0x80:
                     return REPLY_BAD_SYNTAX
+        elif c.verb == VERB_HELO or c.verb == VERB_EHLO or c.verb == VERB_LHLO:
+            return 0    # the name of a machine in a local code page, which means nothing here
         if not self.rules.smtputf8:
             return REPLY_NOT_ASCII
         return 0 if self.rules.lenient or valid_utf8(line, n) else REPLY_BAD_OCTETS
@@ -207,6 +233,14 @@ cdef class Commands(Wire):
         if rules.max_commands is not None:
             longest = rules.max_commands.get(self._verb(c), longest)
         return longest + self._room_for_parameters() if c.verb == VERB_MAIL else longest
+
+    cdef bint _has_memory(self, uint64_t octets) except -1:
+        """Whether the budget has room for a message, which need not be sent if it has not."""
+        cdef Engine engine = self.engine
+        if engine.obtain(octets):
+            engine.release(octets)
+            return True
+        return False
 
     cdef size_t _room_for_parameters(self) except? 0:
         """What MAIL may be longer (RFC 1870 3, RFC 6531 3.4)."""
@@ -236,14 +270,14 @@ cdef class Commands(Wire):
             return self._do(action, c)
         if action == -REPLY_UNKNOWN and c.argument == c.word and not rules.lenient:
             return self._error(REPLY_BAD_SYNTAX, c)
-        if action == -REPLY_NEED_RCPT and self.rcpt_tried:
+        if action == -REPLY_NEED_RCPT and self.tried:
             return self._error(REPLY_NO_VALID_RCPT, c)
         return self._error(-action, c)
 
     cdef int _perform_text(self, str text) except -1:
         cdef command c
         cdef bytes line = text.encode("utf-8", "surrogateescape")
-        parse_command(PyBytes_AS_STRING(line), len(line), &c)
+        parse_command(PyBytes_AS_STRING(line), len(line), not self.rules.lenient, &c)
         return self._perform(&c)
 
     cdef int _do(self, int action, command *c) except -1:
@@ -299,7 +333,10 @@ cdef class Commands(Wire):
         self.previous_name = session.host_name
         self.previous_extended = session.extended_smtp
         session.extended_smtp = extended
-        session.host_name = self._text(c.argument, c.length)
+        if self.rules.lenient or valid_utf8(c.argument, c.length):
+            session.host_name = self._text(c.argument, c.length)
+        else:
+            session.host_name = c.argument[:c.length].decode("ascii", "replace")
         if self.rules.hooks & 1 << kind:
             return self._ask(kind, session.host_name, None)
         self._settle(kind, 250)
@@ -372,13 +409,13 @@ cdef class Commands(Wire):
         if rules.lenient:
             refusal = self._mail_leniently(c, extended, offered, &argument)
         else:
-            refusal = REFUSALS[<int>parse_mail(c.argument, c.length, offered, &argument)]
+            refusal = REFUSALS[<int>parse_mail(c.argument, c.length, offered, rules.strict_addresses, &argument)]
         if refusal:
             return self._error(refusal, c)
         if rules.max_message_size and argument.size > rules.max_message_size:
             return self._error(REPLY_TOO_BIG_DECLARED, c)
-        if engine.held >= engine.memory_budget:
-            return self._say(REPLY_NO_ROOM)
+        if not self._has_memory(min(max(argument.size, <uint64_t>LEAST_MESSAGE), engine.spill_threshold)):
+            return self._say(REPLY_NO_MEMORY)
         envelope = self._the_envelope()
         envelope.smtp_utf8 = (argument.given & PARAMETER_SMTPUTF8) != 0
         address = self._text(argument.path.address, argument.path.length) if argument.path.length else "<>"
@@ -417,18 +454,24 @@ cdef class Commands(Wire):
         cdef Envelope envelope = self.envelope
         cdef argument_result result
         cdef int refusal
-        self.rcpt_tried = True
+        self.tried += 1
+        if rules.max_recipients and self.tried > rules.max_recipients + OVERSHOOT:
+            return self._end_of_junk()
         if rules.lenient:
             refusal = self._rcpt_leniently(c, &argument)
         else:
-            result = parse_rcpt(c.argument, c.length, envelope.smtp_utf8, &argument)
+            result = parse_rcpt(c.argument, c.length, envelope.smtp_utf8, rules.strict_addresses, &argument)
             refusal = RCPT_REFUSALS[<int>result]
         if refusal:
             engine.counters.bump(RECIPIENTS + RESULT_REJECTED, 1)
-            return self._error(refusal, c)
+            return self._count_error(SMALL_ERROR, refusal, c)
         if rules.max_recipients and self.taken >= rules.max_recipients:
             engine.counters.bump(RECIPIENTS + RESULT_DEFERRED, 1)
             return self._say(REPLY_TOO_MANY_RCPT)
+        if not engine.obtain(c.length + RECIPIENT):
+            engine.counters.bump(RECIPIENTS + RESULT_DEFERRED, 1)
+            return self._say(REPLY_NO_MEMORY)
+        self.recipients_held += c.length + RECIPIENT
         address = self._text(argument.path.address, argument.path.length)
         options = self._parameters(c, argument.parameters)
         if rules.hooks & 1 << ASK_RCPT:
@@ -496,7 +539,7 @@ cdef class Commands(Wire):
         if reception.rest_length:
             self._keep(reception.rest, reception.rest_length, True)
         if refusal:
-            counters.bump(MESSAGES + (RESULT_DEFERRED if refusal == REPLY_NO_ROOM else RESULT_REJECTED), 1)
+            counters.bump(MESSAGES + result_of(rules.book.codes[refusal]), 1)
             self._say_to_each(refusal)
             self._end_transaction()
             return self._finish_performing()
@@ -519,8 +562,11 @@ cdef class Commands(Wire):
         if self.reception is not None:
             self.reception.drop()
             self.reception = None
+        if self.recipients_held:
+            self.engine.release(self.recipients_held)
+            self.recipients_held = 0
         self.transaction = False
-        self.rcpt_tried = False
+        self.tried = 0
         self.taken = 0
         if self.state > READY:
             self.state = READY

@@ -12,10 +12,17 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from fastsmtp._commands cimport *
 from fastsmtp._engine cimport *
 from fastsmtp._envelope cimport Envelope, Session
+from fastsmtp._reception cimport Reception
 from fastsmtp._rules cimport *
 from fastsmtp._wire cimport *
 
-TIMEOUT_STATES = ("command", "data", "transaction", "handler")
+TIMEOUT_STATES = ("command", "data", "transaction", "handler", "data_rate")
+
+cdef enum:
+    DATA_GRACE = 60     # seconds of content before its rate counts
+
+# Seconds that tell a time which was put off from that of the tick.
+cdef double AFTER = 1e-6
 
 
 cdef int code_of(bytes reply) except -1:
@@ -23,10 +30,6 @@ cdef int code_of(bytes reply) except -1:
     if PyBytes_GET_SIZE(reply) < 5:
         raise ValueError(f"no reply: {reply!r}")
     return (p[0] - 48) * 100 + (p[1] - 48) * 10 + p[2] - 48
-
-
-cdef int result_of(int code) noexcept:
-    return RESULT_ACCEPTED if code < 400 else RESULT_DEFERRED if code < 500 else RESULT_REJECTED
 
 
 @cython.no_gc_clear
@@ -178,6 +181,13 @@ cdef class Dialogue(Commands):
         """Which of ``TIMEOUT_STATES`` has lasted too long by the engine's clock, or ``None``."""
         cdef Rules rules = self.rules
         cdef double now = self.engine.now
+        cdef double elapsed
+        # What happened since the last tick bears its time. It counts as of this one: deadlines may be late by a tick,
+        # and are never early.
+        if self.last == self.engine.before:
+            self.last = now + AFTER
+        if self.transaction_began == self.engine.before:
+            self.transaction_began = now + AFTER
         if self.phase == PHASE_SECURE:
             return None     # the handshake has a time of its own
         if self.phase == PHASE_CLOSED:
@@ -191,6 +201,10 @@ cdef class Dialogue(Commands):
             return "data" if self.phase == PHASE_CONTENT else "command"
         if self.transaction and now - self.transaction_began > rules.transaction_timeout:
             return "transaction"
+        if self.phase == PHASE_CONTENT and rules.min_data_rate:
+            elapsed = now - self.reception.began - DATA_GRACE
+            if elapsed > 0 and self.reception.content.size < rules.min_data_rate * elapsed:
+                return "data_rate"
         return None
 
     def expire(self, str state):
@@ -199,7 +213,23 @@ cdef class Dialogue(Commands):
         if state == "handler":
             self.answer(self.rules.book.text(REPLY_HANDLER_TIMEOUT))
         elif self.phase != PHASE_CLOSED:
-            self._leave(REPLY_IDLE)
+            self._leave(REPLY_TOO_SLOW if state == "data_rate" else REPLY_IDLE)
+
+    # --- memory ---------------------------------------------------------------------------------------------
+
+    def data_rate(self):
+        """Octets a second at which content comes that is held in memory, or ``None`` if there is no such."""
+        cdef Reception reception = self.reception
+        if self.phase != PHASE_CONTENT or reception.busy or reception.memory.data == NULL:
+            return None
+        return reception.content.size / (monotonic() - reception.began + 1)
+
+    def relieve(self):
+        """Gives the memory of a message back that is being received: its content goes to a spill, or the connection
+        ends.
+        """
+        if not self.reception.relieve(self):
+            self._leave(REPLY_MEMORY_SHORT)
 
     # --- asks and answers -----------------------------------------------------------------------------------
 
@@ -231,8 +261,7 @@ cdef class Dialogue(Commands):
             return
         self._answered(reply)
         self.last = self.engine.now
-        self._turn(NULL, 0)
-        self.take_turn()
+        self._go_on()
 
     cdef int _answered(self, bytes reply) except -1:
         cdef int kind = self.asking
@@ -284,6 +313,8 @@ cdef class Dialogue(Commands):
                 del self.envelope.rcpt_tos[self.listed:]
         elif kind == ASK_DATA:
             engine.counters.bump(MESSAGES + result_of(code), 1)
+            if ok:
+                self.errors = self.junk = 0
             self._end_transaction()
         elif kind == ASK_EHLO or kind == ASK_HELO:
             session = self._the_session()
@@ -324,8 +355,7 @@ cdef class Dialogue(Commands):
         self.phase = PHASE_RESPONSE
         self.last = self.engine.now
         self._put(reply)
-        self._turn(NULL, 0)
-        self.take_turn()
+        self._go_on()
 
     cdef int _line(self, const char *line, size_t n) except -1:
         """A whole line: a command, or what answers a challenge."""
@@ -358,8 +388,7 @@ cdef class Dialogue(Commands):
         if not self.performing:
             self.asking = ASK_COMMAND
         done = not self.performing
-        self._turn(NULL, 0)     # content may have come behind DATA
-        self.take_turn()
+        self._go_on()   # content may have come behind DATA
         return done
 
     cdef int _finish_performing(self) except -1:

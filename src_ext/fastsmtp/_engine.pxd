@@ -18,14 +18,14 @@ cdef enum:
     SPILLED_BYTES = 70
     BUFFERED_BYTES = 71
     TLS_HANDSHAKES = 72         # 2 results
-    VIOLATIONS = 74             # 7 kinds
-    TIMEOUTS = 81               # 4 states
-    HANDLER_ERRORS = 85         # 13 stages
-    HEARTBEAT = 98
-    MESSAGE_SIZE = 99           # 11 buckets + the rest + sum
-    DATA_READ = 112             # 16 buckets + the rest + sum
-    HANDLER_TIME = 130          # 13 stages x (16 buckets + the rest + sum)
-    WORDS = 364
+    VIOLATIONS = 74             # 8 kinds
+    TIMEOUTS = 82               # 5 states
+    HANDLER_ERRORS = 87         # 13 stages
+    HEARTBEAT = 100
+    MESSAGE_SIZE = 101          # 11 buckets + the rest + sum
+    DATA_READ = 114             # 16 buckets + the rest + sum
+    HANDLER_TIME = 132          # 13 stages x (16 buckets + the rest + sum)
+    WORDS = 366
 
 cdef enum Rejection:
     REJECTED_HANDLER, REJECTED_DRAIN, REJECTED_TLS
@@ -36,9 +36,10 @@ cdef enum Result:
 cdef enum Violation:
     VIOLATION_LINE_TOO_LONG, VIOLATION_BARE_NEWLINE_COMMAND, VIOLATION_BARE_NEWLINE_CONTENT
     VIOLATION_BAD_OCTETS, VIOLATION_FOREIGN_PROTOCOL, VIOLATION_STARTTLS_INJECTION, VIOLATION_TOO_MANY_ERRORS
+    VIOLATION_TOO_MUCH_JUNK
 
 cdef enum Timeout:
-    TIMEOUT_COMMAND, TIMEOUT_DATA, TIMEOUT_TRANSACTION, TIMEOUT_HANDLER
+    TIMEOUT_COMMAND, TIMEOUT_DATA, TIMEOUT_TRANSACTION, TIMEOUT_HANDLER, TIMEOUT_DATA_RATE
 
 cdef enum:
     # The longest part of a command line that may wait for its rest, laid before what is read next.
@@ -48,7 +49,20 @@ cdef enum:
     # ... and content, where more octets a read are fewer system calls.
     RECEIVE_CONTENT = 128 * 1024
 
+cdef extern from *:
+    """
+    #include <time.h>
+    static inline double fastsmtp_monotonic(void)
+    {
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    }
+    """
+    double monotonic "fastsmtp_monotonic"() noexcept nogil
+
 cdef int word_of_code(int code) noexcept
+cdef int result_of(int code) noexcept
 
 
 cdef class Counters:
@@ -78,13 +92,19 @@ cdef class Engine:
     cdef public bint draining
     cdef public double now
     cdef readonly uint64_t held
+    cdef double before          # what `now` was before the last tick
+    cdef bint relieving
+    cdef double relieved_in_vain    # monotonic seconds
     cdef bint hold(self, uint64_t octets) noexcept
     cdef void release(self, uint64_t octets) noexcept
-    cdef bint take_memory(self, Memory *memory, size_t capacity) noexcept
-    cdef bint grow_memory(self, Memory *memory, size_t capacity) noexcept
+    cdef bint obtain(self, uint64_t octets) except -1
+    cdef int _relieve(self, uint64_t octets) except -1
+    cdef bint take_memory(self, Memory *memory, size_t capacity) except -1
+    cdef bint grow_memory(self, Memory *memory, size_t capacity) except -1
     cdef void give_memory(self, Memory *memory) noexcept
     cdef Memory spare[64]
     cdef int spares, spares_unused
+    cdef uint64_t spare_octets
 
 
 cdef class Block:

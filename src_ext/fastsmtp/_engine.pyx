@@ -11,7 +11,7 @@ from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo, PyObject_GetBuffe
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from fastsmtp._rules cimport Rules
 
@@ -52,8 +52,9 @@ def _layout():
         ("fastsmtp_tls_handshakes_total", "counter", "result", ("ok", "failed"), ()),
         ("fastsmtp_protocol_violations_total", "counter", "kind",
          ("line_too_long", "bare_newline_command", "bare_newline_content", "bad_octets", "foreign_protocol",
-          "starttls_injection", "too_many_errors"), ()),
-        ("fastsmtp_timeouts_total", "counter", "state", ("command", "data", "transaction", "handler"), ()),
+          "starttls_injection", "too_many_errors", "too_much_junk"), ()),
+        ("fastsmtp_timeouts_total", "counter", "state",
+         ("command", "data", "transaction", "handler", "data_rate"), ()),
         ("fastsmtp_handler_errors_total", "counter", "stage", STAGES, ()),
         ("fastsmtp_heartbeat_seconds", "gauge", None, none, ()),
         ("fastsmtp_message_size_bytes", "histogram", None, none, SIZE_BOUNDS),
@@ -106,6 +107,10 @@ for _position, _bound in enumerate(SECONDS_BOUNDS):
 
 cdef int word_of_code(int code) noexcept:
     return REPLIES + _code_words[code if 0 <= code < 600 else 0]
+
+
+cdef int result_of(int code) noexcept:
+    return RESULT_ACCEPTED if code < 400 else RESULT_DEFERRED if code < 500 else RESULT_REJECTED
 
 
 @cython.final
@@ -173,8 +178,9 @@ cdef class Counters:
 # --- memory -------------------------------------------------------------------------------------------------
 
 cdef enum:
-    FIRST_CAPACITY = 512 * 1024
-    SPARES = 64     # what lies unused for a tick goes back, so this is for bursts
+    LEAST_CAPACITY = 4096       # of a message's first memory: a client that sends one octet holds no more
+    WARM = 64 * 1024            # memory of this capacity is kept and used again
+    SPARES = 64                 # what lies unused for a tick goes back, so this is for bursts
 
 
 @cython.final
@@ -197,6 +203,10 @@ cdef class Block:
 
     def __releasebuffer__(self, Py_buffer *buffer):
         pass
+
+
+# Seconds without another look for memory after one that found none.
+cdef double RELIEF_PAUSE = 0.05
 
 
 # --- the engine ---------------------------------------------------------------------------------------------
@@ -234,12 +244,14 @@ cdef class Engine:
 
     def tick(self, double now):
         """Moves the clock to ``now``; returns the ``(dialogue, state)`` whose time is over."""
+        self.before = self.now
         self.now = now
         self.counters.words[HEARTBEAT] = <uint64_t>(now * 1e9)
         # What lay unused for a whole tick goes back to the system.
         cdef int unused = min(self.spares_unused, self.spares)
         for _ in range(unused):
             self.spares -= 1
+            self.spare_octets -= self.spare[self.spares].capacity
             free(self.spare[self.spares].data)
         self.spares_unused = self.spares
         expired = []
@@ -263,24 +275,49 @@ cdef class Engine:
         self.held -= octets
         self.counters.words[BUFFERED_BYTES] = self.held
 
+    cdef bint obtain(self, uint64_t octets) except -1:
+        """Holds ``octets``; if the budget is used up, after others gave memory back. Returns whether it could."""
+        if self.hold(octets):
+            return True
+        self._relieve(octets)
+        return self.hold(octets)
+
+    cdef int _relieve(self, uint64_t octets) except -1:
+        """Has the slowest and emptiest of the messages that are being received give their memory back, until there is
+        room for ``octets`` and some more: else one client with a large message would pay for each of many slow ones.
+        """
+        cdef uint64_t enough = min(self.memory_budget, octets + self.memory_budget // 8)
+        if self.relieving or octets > self.memory_budget or monotonic() - self.relieved_in_vain < RELIEF_PAUSE:
+            return 0
+        self.relieving = True   # a spill that fails says so to a dialogue, which must not come back here
+        try:
+            slowest = sorted([(rate, id(dialogue), dialogue) for dialogue in self.live
+                              if (rate := dialogue.data_rate()) is not None])
+            for _, _, dialogue in slowest:
+                if self.held + enough <= self.memory_budget:
+                    break
+                dialogue.relieve()
+        finally:
+            self.relieving = False
+        if self.held + octets > self.memory_budget:
+            self.relieved_in_vain = monotonic()     # handlers have it: a look at all messages is no use for a while
+        return 0
+
     # Memory goes round: fresh pages cost more (0.25 us each, 64 to 128 us a MB) than all else about a large
     # message. realloc moves pages, not octets, at these sizes (mremap).
 
-    cdef bint take_memory(self, Memory *memory, size_t capacity) noexcept:
-        cdef size_t wanted
+    cdef bint take_memory(self, Memory *memory, size_t capacity) except -1:
+        """Memory of at least ``capacity``: warm, if it is to be large."""
+        cdef size_t wanted = max(capacity, <size_t>LEAST_CAPACITY)
         memory.data = NULL
-        if self.spares > 0:
-            if not self.hold(self.spare[self.spares - 1].capacity):
-                return False
+        if (self.spares > 0 and capacity >= WARM and self.spare[self.spares - 1].capacity >= capacity
+                and self.hold(self.spare[self.spares - 1].capacity)):
             self.spares -= 1
             self.spares_unused = min(self.spares_unused, self.spares)
             memory[0] = self.spare[self.spares]
-            if self.grow_memory(memory, capacity):
-                return True
-            self.give_memory(memory)
-            return False
-        wanted = max(capacity, min(<size_t>FIRST_CAPACITY, <size_t>self.spill_threshold + RECEIVE_CONTENT))
-        if not self.hold(wanted):
+            self.spare_octets -= memory.capacity
+            return True
+        if not self.obtain(wanted):
             return False
         memory.data = <char *>malloc(wanted)
         if memory.data == NULL:
@@ -289,13 +326,22 @@ cdef class Engine:
         memory.capacity = wanted
         return True
 
-    cdef bint grow_memory(self, Memory *memory, size_t capacity) noexcept:
+    cdef bint grow_memory(self, Memory *memory, size_t capacity) except -1:
+        """Memory of at least ``capacity``, and twice as large as before: what it holds is copied a few times at most."""
         cdef size_t wanted
         cdef char *data
+        cdef Memory warm
         if memory.capacity >= capacity:
             return True
         wanted = max(capacity, min(memory.capacity * 2, <size_t>self.spill_threshold + RECEIVE_CONTENT))
-        if not self.hold(wanted - memory.capacity):
+        if memory.capacity < WARM <= wanted and self.spares > 0:
+            if not self.take_memory(&warm, wanted):
+                return False
+            memcpy(warm.data, memory.data, memory.capacity)
+            self.give_memory(memory)
+            memory[0] = warm
+            return True
+        if not self.obtain(wanted - memory.capacity):
             return False
         data = <char *>realloc(memory.data, wanted)
         if data == NULL:
@@ -309,9 +355,11 @@ cdef class Engine:
         if memory.data == NULL:
             return
         self.release(memory.capacity)
-        if self.spares < SPARES and memory.capacity <= self.spill_threshold + RECEIVE_CONTENT:
+        if (self.spares < SPARES and WARM <= memory.capacity <= self.spill_threshold + RECEIVE_CONTENT
+                and self.spare_octets + memory.capacity <= self.memory_budget // 4):
             self.spare[self.spares] = memory[0]
             self.spares += 1
+            self.spare_octets += memory.capacity
         else:
             free(memory.data)
         memory.data = NULL

@@ -24,11 +24,13 @@ from fastsmtp.scan cimport scan_dots, scan_dots_scalar, scan_init, scan_strict, 
 
 cdef extern from "Python.h":
     enum:
-        PyBUF_WRITE
+        PyBUF_READ
 
 cdef enum:
     SPILL_WRITE = 256 * 1024    # once a message spills, it is written in pieces of this
-    LEAST_ROOM = 64 * 1024      # a read into a message's own memory has at least so much room
+    IN_PLACE = 16 * 1024        # a message with fewer octets is received in the worker's buffer, and copied
+    LEAST_ROOM = 64 * 1024      # memory of its own has so much room at first, and grows when IN_PLACE is left
+    LEAST_SPILL = 4096          # fewer octets are not worth a file
     BEGINNING = 1024            # octets of content that are shown when a spill is opened
 
 KERNEL = (<bytes>scan_init()).decode()
@@ -65,15 +67,18 @@ cdef class Reception:
         if self.held:
             self.engine.release(self.held)
 
-    cdef char *room(self, size_t *size) except? NULL:
-        """Where the next octets go: the message's own memory, or ``NULL`` while it has none."""
+    cdef char *room(self, object dialogue, size_t *size) except? NULL:
+        """Where the next octets go: the message's own memory, or ``NULL`` while it has little or none."""
         cdef size_t room
-        if self.memory.data == NULL:
+        if self.memory.data == NULL or self.length < IN_PLACE:
             return NULL
         room = self.memory.capacity - self.length
-        if room < LEAST_ROOM:
-            if not self.engine.grow_memory(&self.memory, self.length + LEAST_ROOM):
-                self._lose()
+        if room < IN_PLACE:
+            self.busy = True
+            grown = self.engine.grow_memory(&self.memory, self.length + LEAST_ROOM)
+            self.busy = False
+            if not grown:
+                self.relieve(dialogue)
                 return NULL
             room = self.memory.capacity - self.length
         size[0] = min(room, <size_t>RECEIVE_CONTENT)
@@ -92,41 +97,49 @@ cdef class Reception:
         message's own memory is in ``rest`` and counts as taken. ``dialogue`` is whose message it is: a spill is opened
         for it, and it hears of one that fails.
         """
-        cdef content *c = &self.content
-        cdef size_t taken, stored = 0
-        cdef bint in_place = self.memory.data != NULL and p == self.place()
-        if self.no_room or c.too_big:
-            taken = content_feed(c, <uint8_t *>p, n, NULL, 0, 0, &stored)
-        elif self.memory.data == NULL:
-            taken = content_feed(c, <uint8_t *>p, n, <uint8_t *>p, 0, 1, &stored)
-            if self.ended() and self.spill is None and not c.too_big and not self._too_large(stored):
-                # The ordinary message: whole in one read, copied once.
-                if self.engine.hold(stored):
-                    self.held = stored
-                    self.small = PyBytes_FromStringAndSize(p, stored)
-                else:
-                    self._lose()
-                return taken
-            self._store(p, stored)
-        elif in_place:
-            taken = content_feed(c, <uint8_t *>p, n, <uint8_t *>p, 0, 1, &stored)
-            self.length += stored
-        else:
-            taken = 0
-        if taken < n and not self.ended():
-            taken += self._take_copy(p + taken, n - taken)
-        elif taken < n and in_place:
-            # The memory goes away, below or with the message; what follows must not.
-            self._save_rest(p + taken, n - taken)
-            taken = n
-        if c.too_big:
+        cdef size_t taken
+        self.busy = True
+        try:
+            taken = self._take(dialogue, p, n)
+        finally:
+            self.busy = False
+        if self.content.too_big:
             self.drop()
         else:
             self._spill_if_due(dialogue)
         return taken
 
-    cdef size_t _take_copy(self, const char *p, size_t n) except? 0:
-        """Takes content from elsewhere, or that grows: every stray CR or LF by an octet."""
+    cdef size_t _take(self, object dialogue, char *p, size_t n) except? 0:
+        cdef content *c = &self.content
+        cdef size_t taken, stored = 0
+        cdef bint in_place = self.memory.data != NULL and p == self.place()
+        if self._is_lost() or c.too_big:
+            taken = content_feed(c, <uint8_t *>p, n, NULL, 0, 0, &stored)
+        else:
+            taken = content_feed(c, <uint8_t *>p, n, <uint8_t *>p, 0, 1, &stored)
+            if in_place:
+                self.length += stored
+            elif (self.ended() and self.memory.data == NULL and self.spill is None and not c.too_big
+                    and not self._too_large(stored)):
+                # The ordinary message: whole in one read, copied once.
+                if self.engine.obtain(stored):
+                    self.held = stored
+                    self.small = PyBytes_FromStringAndSize(p, stored)
+                else:
+                    self._lose(False)
+                return taken
+            else:
+                self._store(dialogue, p, stored)
+        if taken < n and not self.ended():
+            taken += self._take_copy(dialogue, p + taken, n - taken)
+        elif taken < n and in_place:
+            # The memory goes away, below or with the message; what follows must not.
+            self._save_rest(p + taken, n - taken)
+            taken = n
+        return taken
+
+    cdef size_t _take_copy(self, object dialogue, const char *p, size_t n) except? 0:
+        """Takes content that grows: every stray CR or LF by an octet."""
         cdef content *c = &self.content
         cdef size_t taken, stored = 0
         cdef char *copy = NULL
@@ -137,12 +150,12 @@ cdef class Reception:
             memcpy(copy, p, n)
             p = copy
         try:
-            if not self.no_room and not self._room(2 * n + 2):
-                self._lose()
-            if self.no_room:
+            if not self._is_lost() and not self._room(2 * n + 16):
+                self._lose(False)
+            if self._is_lost():
                 taken = content_feed(c, <const uint8_t *>p, n, NULL, 0, 0, &stored)
             else:
-                taken = content_feed(c, <const uint8_t *>p, n, <uint8_t *>self.place(), 2 * n + 2, 0, &stored)
+                taken = content_feed(c, <const uint8_t *>p, n, <uint8_t *>self.place(), 2 * n + 16, 0, &stored)
                 self.length += stored
             if copy != NULL and taken < n:
                 # What follows the content was overwritten where it lay, or its memory is given away.
@@ -160,21 +173,36 @@ cdef class Reception:
         self.rest_length = n
         return 0
 
-    cdef int _store(self, const char *p, size_t n) except -1:
-        if n and not self.no_room:
-            if self._room(n):
-                memcpy(self.place(), p, n)
-                self.length += n
+    cdef int _store(self, object dialogue, const char *p, size_t n) except -1:
+        if n == 0 or self._is_lost():
+            return 0
+        if self._room(n):
+            memcpy(self.place(), p, n)
+            self.length += n
+        elif self.length + n < LEAST_SPILL and self.spill is None or self.engine.open_spill is None:
+            self._lose(False)
+        else:
+            # The budget is used up by messages that handlers have: this one goes to its spill as it comes.
+            if self.length < LEAST_SPILL:
+                whole = self.memory.data[:self.length] + p[:n]  # a spill is opened with enough of the beginning
+                self.length = 0
+                self._spill(dialogue, whole, len(whole))
             else:
-                self._lose()
+                self._spill_memory(dialogue)
+                self._spill(dialogue, p, n)
+            self.engine.give_memory(&self.memory)
         return 0
 
-    cdef bint _room(self, size_t n) noexcept:
+    cdef bint _room(self, size_t n) except -1:
         """Makes room for n octets behind what is there."""
         if self.memory.data == NULL:
             self.length = 0
-            return self.engine.take_memory(&self.memory, n + LEAST_ROOM)
+            # The next read goes there, too, if the message is not a small one.
+            return self.engine.take_memory(&self.memory, n if n < IN_PLACE else n + LEAST_ROOM)
         return self.engine.grow_memory(&self.memory, self.length + n)
+
+    cdef bint _is_lost(self) noexcept:
+        return self.no_room or self.no_memory
 
     cdef bint _too_large(self, size_t n) noexcept:
         """Whether n octets are too many to stay in memory."""
@@ -184,28 +212,33 @@ cdef class Reception:
         return n > threshold and self.engine.open_spill is not None
 
     cdef int _spill_if_due(self, object dialogue) except -1:
-        if not self.no_room and self.memory.data != NULL and self._too_large(self.length):
+        if not self._is_lost() and self.memory.data != NULL and self._too_large(self.length):
             self._spill_memory(dialogue)
         return 0
 
     cdef int _spill_memory(self, object dialogue) except -1:
+        if self.length:
+            self._spill(dialogue, self.memory.data, self.length)
+        self.length = 0
+        return 0
+
+    cdef int _spill(self, object dialogue, const char *p, size_t n) except -1:
         cdef Counters counters = self.engine.counters
-        if self.length == 0:
+        if self._is_lost():
             return 0
         try:
             if self.spill is None:
-                beginning = self.memory.data[:min(self.length, <size_t>BEGINNING)]
+                beginning = p[:min(n, <size_t>BEGINNING)]
                 self.spill = self.engine.open_spill(dialogue, beginning)
                 counters.bump(SPILLED_MESSAGES, 1)
-            view = PyMemoryView_FromMemory(self.memory.data, self.length, PyBUF_WRITE)
+            view = PyMemoryView_FromMemory(<char *>p, n, PyBUF_READ)
             self.spill.write(view)
             view.release()
         except Exception as error:
-            self._lose()
+            self._lose(True)
             dialogue.failed(error)
             return 0
-        counters.bump(SPILLED_BYTES, self.length)
-        self.length = 0
+        counters.bump(SPILLED_BYTES, n)
         return 0
 
     cdef int refusal(self, object dialogue) except -1:
@@ -221,6 +254,8 @@ cdef class Reception:
             return REPLY_CONTENT_LINE
         if self.no_room:
             return REPLY_NO_ROOM
+        if self.no_memory:
+            return REPLY_NO_MEMORY
         return 0
 
     cdef object message(self):
@@ -255,10 +290,23 @@ cdef class Reception:
             spill.close()
         return 0
 
-    cdef int _lose(self) except -1:
-        """There is no room for the content: it is followed to its end and refused there."""
-        self.no_room = True
+    cdef int _lose(self, bint storage) except -1:
+        """There is no storage or no memory for the content: it is followed to its end and refused there."""
+        self.no_room = storage
+        self.no_memory = not storage
         return self.drop()
+
+    cdef bint relieve(self, object dialogue) except -1:
+        """Gives memory back before the message is whole: its content goes to a spill. Returns whether that was
+        possible; if not, the message is lost.
+        """
+        if self.length >= LEAST_SPILL and self.engine.open_spill is not None:
+            self._spill_memory(dialogue)
+            if not self._is_lost():
+                self.engine.give_memory(&self.memory)
+            return True
+        self._lose(False)
+        return False
 
 
 # --- the kernels, for the tests -----------------------------------------------------------------------------

@@ -22,12 +22,13 @@ cdef enum Reply:
     REPLY_RCPT_SYNTAX, REPLY_RCPT_SYNTAX_EXTENDED, REPLY_RCPT_ADDRESS
     REPLY_PARAMETER_VALUE, REPLY_BODY_VALUE, REPLY_SMTPUTF8_VALUE, REPLY_SMTPUTF8_DISABLED
     REPLY_MAIL_PARAMETER, REPLY_RCPT_PARAMETER, REPLY_NEED_SMTPUTF8
-    REPLY_TOO_BIG_DECLARED, REPLY_TOO_BIG, REPLY_TOO_MANY_RCPT, REPLY_NO_ROOM
+    REPLY_TOO_BIG_DECLARED, REPLY_TOO_BIG, REPLY_TOO_MANY_RCPT, REPLY_NO_ROOM, REPLY_NO_MEMORY
     REPLY_CONTENT_NEWLINE, REPLY_CONTENT_LINE
     REPLY_NEED_STARTTLS, REPLY_TLS_UNAVAILABLE, REPLY_TLS_ACTIVE, REPLY_DISTRUSTED, REPLY_STARTTLS_INJECTION
     REPLY_NEED_AUTH, REPLY_NEED_EHLO, REPLY_AUTH_AFTER_HELO, REPLY_AUTH_NEEDS_TLS, REPLY_AUTH_DONE
     REPLY_AUTH_NO_MECHANISM, REPLY_AUTH_ARGUMENTS, REPLY_AUTH_UNKNOWN, REPLY_AUTH_ABORTED, REPLY_AUTH_TOO_LONG
-    REPLY_TOO_MANY_ERRORS, REPLY_TOO_MANY_CALLS, REPLY_SHUTDOWN, REPLY_IDLE
+    REPLY_TOO_MANY_ERRORS, REPLY_TOO_MANY_CALLS, REPLY_TOO_MUCH_JUNK, REPLY_MEMORY_SHORT, REPLY_SHUTDOWN, REPLY_IDLE
+    REPLY_TOO_SLOW
     REPLY_HANDLER_FAILED, REPLY_HANDLER_TIMEOUT
     REPLY_COUNT
 
@@ -57,7 +58,9 @@ cdef class Rules:
     # limits: octets, counts, seconds
     cdef readonly uint64_t max_message_size
     cdef readonly unsigned max_command_line, max_command, max_line_length, max_local_part
-    cdef readonly unsigned max_recipients, max_errors
+    cdef readonly unsigned max_recipients, max_errors, max_junk_commands
+    cdef readonly uint64_t min_data_rate    # octets a second
+    cdef readonly bint strict_addresses
     cdef readonly dict call_limits, max_commands
     cdef readonly double idle_timeout, transaction_timeout, handler_timeout
     cdef readonly uint8_t newlines

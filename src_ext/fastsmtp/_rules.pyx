@@ -21,12 +21,13 @@ REPLIES_NAMES = (
     "MAIL_SYNTAX", "MAIL_SYNTAX_EXTENDED", "MAIL_ADDRESS", "RCPT_SYNTAX", "RCPT_SYNTAX_EXTENDED", "RCPT_ADDRESS",
     "PARAMETER_VALUE", "BODY_VALUE", "SMTPUTF8_VALUE", "SMTPUTF8_DISABLED",
     "MAIL_PARAMETER", "RCPT_PARAMETER", "NEED_SMTPUTF8",
-    "TOO_BIG_DECLARED", "TOO_BIG", "TOO_MANY_RCPT", "NO_ROOM",
+    "TOO_BIG_DECLARED", "TOO_BIG", "TOO_MANY_RCPT", "NO_ROOM", "NO_MEMORY",
     "CONTENT_NEWLINE", "CONTENT_LINE",
     "NEED_STARTTLS", "TLS_UNAVAILABLE", "TLS_ACTIVE", "DISTRUSTED", "STARTTLS_INJECTION",
     "NEED_AUTH", "NEED_EHLO", "AUTH_AFTER_HELO", "AUTH_NEEDS_TLS", "AUTH_DONE",
     "AUTH_NO_MECHANISM", "AUTH_ARGUMENTS", "AUTH_UNKNOWN", "AUTH_ABORTED", "AUTH_TOO_LONG",
-    "TOO_MANY_ERRORS", "TOO_MANY_CALLS", "SHUTDOWN", "IDLE", "HANDLER_FAILED", "HANDLER_TIMEOUT",
+    "TOO_MANY_ERRORS", "TOO_MANY_CALLS", "TOO_MUCH_JUNK", "MEMORY_SHORT", "SHUTDOWN", "IDLE", "TOO_SLOW",
+    "HANDLER_FAILED", "HANDLER_TIMEOUT",
 )
 assert len(REPLIES_NAMES) == REPLY_COUNT
 
@@ -85,7 +86,9 @@ cdef class Rules:
     ``makes_facts``, that it makes sessions and envelopes; ``traced``, that it is shown each command line;
     ``log_mail`` (one of ``MAIL_LOGS``), which replies ``log_reply`` is called for.
     ``call_limits`` tells how often a command may come, by its name or ``"*"``; ``max_commands`` how long it may be,
-    by its name, where that is not ``max_command``.
+    by its name, where that is not ``max_command``. ``max_junk_commands`` is how many commands may come in a row
+    without a message that is accepted, ``min_data_rate`` how many octets of content a second, on average after a
+    grace. ``addresses="strict"`` refuses addresses that RFC 5321 does not allow and that exist.
     """
 
     def __init__(self, *, Book book not None, unsigned hooks=0, unsigned verbs=PLAIN_VERBS,
@@ -98,6 +101,7 @@ cdef class Rules:
                  uint64_t max_message_size=32 << 20, unsigned max_recipients=1000,
                  unsigned max_command_line=2048, unsigned max_command=0, max_commands=None,
                  unsigned max_line_length=0, unsigned max_local_part=0, unsigned max_errors=20,
+                 unsigned max_junk_commands=0, uint64_t min_data_rate=0, str addresses="lenient",
                  call_limits=None, double idle_timeout=300, double transaction_timeout=3600,
                  double handler_timeout=300):
         if max_command_line > HEADROOM:
@@ -134,6 +138,9 @@ cdef class Rules:
         self.max_line_length = max_line_length
         self.max_local_part = max_local_part
         self.max_errors = max_errors
+        self.max_junk_commands = max_junk_commands
+        self.min_data_rate = min_data_rate
+        self.strict_addresses = ("lenient", "strict").index(addresses)
         self.call_limits = call_limits
         self.idle_timeout = idle_timeout
         self.transaction_timeout = transaction_timeout

@@ -15,6 +15,10 @@ cdef extern from "Python.h":
         PyBUF_WRITE
 
 
+cdef enum:
+    PIECE = 16 * 1024
+
+
 @cython.final
 cdef class Seal:
     """The server's side of one TLS connection. ``shaking`` until the handshake is done, ``ended`` when the client has
@@ -28,8 +32,37 @@ cdef class Seal:
         self.shaking = True
 
     cdef int take(self, const char *p, size_t n) except -1:
-        """Octets of the wire."""
-        self.coming.write(p[:n])
+        """Octets of the wire, which must stay there until ``keep``. OpenSSL gets them in pieces, because a ``MemoryBIO``
+        never shrinks: pieces of 128 KiB would take more memory than all else of a connection.
+        """
+        if self.rest is not None:
+            self.rest += p[:n]
+        else:
+            self.fresh = p
+            self.fresh_length = n
+        self.feed()
+        return 0
+
+    cdef bint feed(self) except -1:
+        """Gives OpenSSL the next piece; whether there was one."""
+        cdef size_t n
+        if self.fresh_length:
+            n = min(self.fresh_length, <size_t>PIECE)
+            self.coming.write(self.fresh[:n])
+            self.fresh += n
+            self.fresh_length -= n
+            return True
+        if self.rest is None:
+            return False
+        self.coming.write(self.rest[:PIECE])
+        self.rest = self.rest[PIECE:] or None
+        return True
+
+    cdef int keep(self) except -1:
+        """The octets go away: copies those that were not needed yet."""
+        if self.fresh_length:
+            self.rest = self.fresh[:self.fresh_length]
+            self.fresh_length = 0
         return 0
 
     cdef bint shake(self) except -1:
@@ -44,12 +77,16 @@ cdef class Seal:
     cdef size_t read(self, char *p, size_t room) except? 0:
         """Puts what has come in clear at p, ``room`` octets at most; returns how many. Raises ``ssl.SSLError``."""
         cdef size_t n, filled = 0
-        # Asked first, since to raise SSLWantReadError costs as much as to read a record.
-        while filled < room and not self.ended and self.waiting():
+        while filled < room and not self.ended:
+            # Asked first, since to raise SSLWantReadError costs as much as to read a record.
+            if not (self.coming.pending or self.ssl.pending() or self.feed()):
+                break
             view = PyMemoryView_FromMemory(p + filled, room - filled, PyBUF_WRITE)
             try:
                 n = self.ssl.read(room - filled, view)
             except SSLWantReadError:
+                if self.feed():
+                    continue
                 break
             except SSLZeroReturnError:
                 n = 0
@@ -59,7 +96,7 @@ cdef class Seal:
 
     cdef bint waiting(self) except -1:
         """Whether there may be something to read."""
-        return self.coming.pending or self.ssl.pending()
+        return self.coming.pending or self.fresh_length or self.rest is not None or self.ssl.pending()
 
     cdef bytes sealed(self, data):
         """What goes over the wire for ``data``."""

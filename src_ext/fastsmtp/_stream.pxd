@@ -34,7 +34,8 @@ cdef class Poller:
     cdef int set
     cdef int outer      # the loop's own set, if that is known
     cdef object _loop
-    cdef bint looking, closing
+    cdef bint looking, closing, called
+    cdef object backlog         # streams with more to do than a turn allows, in a deque
     cdef set all        # the sockets
     cdef list passed    # those that left during a look
     cdef list leaving
@@ -48,6 +49,8 @@ cdef class Poller:
     cdef int _let_go(self) except -1
     cdef int _serve(self, Watched watched, int what) except -1
     cdef int _looked(self) except -1
+    cdef int _work_off(self) except -1
+    cdef int _call_again(self) except -1
 
 
 cdef class Watched:
@@ -63,14 +66,18 @@ cdef class Watched:
 
 cdef class Entrance(Watched):
     cdef object listening, accepted, failed
-    cdef int bell       # what the loop watches in place of the socket
+    cdef int bell               # what the loop watches in place of the socket
+    cdef int most               # descriptors: beyond them nothing is accepted
+    cdef bint full
+
+    cdef bint _has_room(self) noexcept
 
 
 cdef class Stream(Watched):
     cdef Wire wire
     cdef bytearray unsent
     cdef Seal seal
-    cdef bint closing, left, at_end, choked, lent, made, said_all
+    cdef bint closing, left, at_end, choked, lent, made, said_all, busy, wrote
     cdef object error, timer, _socket
     cdef object awaited     # called when something can be read, before there is a dialogue
     cdef Address address
@@ -78,6 +85,8 @@ cdef class Stream(Watched):
     cdef int _write(self, const char *p, size_t n) except -1
     cdef int _made(self) except -1
     cdef int _receive(self) except -1
+    cdef int _busy_turn(self) except -1
+    cdef int _acknowledge(self, ssize_t n) except -1
     cdef int _unseal(self) except -1
     cdef int _secured(self) except -1
     cdef int _tls_failed(self, error) except -1

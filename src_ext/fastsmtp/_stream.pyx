@@ -7,7 +7,9 @@ sets, the loop watches each socket. Knows descriptors, readiness, when TLS begin
 connection. Refuses to know what is said.
 """
 
+import resource
 import selectors
+from collections import deque
 from asyncio.trsock import TransportSocket
 from socket import socket
 from ssl import SSLError
@@ -17,12 +19,14 @@ import cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, errno
+from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, EMFILE, errno
+from libc.limits cimport INT_MAX
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset, strerror
 
+from fastsmtp._engine cimport monotonic
 from fastsmtp._secure cimport Seal
-from fastsmtp._wire cimport Wire
+from fastsmtp._wire cimport PHASE_CLOSED, PHASE_CONTENT, Wire
 
 cdef extern from "sys/socket.h":
     enum:
@@ -32,7 +36,9 @@ cdef extern from "sys/socket.h":
     ssize_t send(int fd, const void *buffer, size_t length, int flags) nogil
     enum:
         SHUT_WR
+        IPPROTO_TCP
     int shutdown(int fd, int how)
+    int setsockopt(int fd, int level, int option, const void *value, socklen_t size) nogil
 
 cdef extern from "arpa/inet.h":
     enum:
@@ -43,6 +49,7 @@ cdef extern from "arpa/inet.h":
 
 cdef extern from "unistd.h":
     int close(int fd)
+    int dup(int fd)
 
 cdef extern from "readiness.h":
     enum:
@@ -51,6 +58,7 @@ cdef extern from "readiness.h":
         READY_ENDED
         MSG_NOSIGNAL
     const int READINESS_SETS
+    const int ACKNOWLEDGE_NOW
     ctypedef struct readiness:
         pass
     int readiness_open()
@@ -69,9 +77,14 @@ cdef enum:
     FOUND = 64              # sockets that are served after one look
     ACCEPTS = 16            # connections accepted at once: a burst shall not all be one worker's
     SEALED = 128 * 1024     # octets of one read under TLS
+    SHORT = 16 * 1024       # a read of fewer octets may be all that a client sends before it has an acknowledgement
+    RESERVE = 256           # descriptors that connections leave for their messages, or an eighth of all
     MUCH_UNSENT = 64 * 1024     # beyond this the dialogue waits until the client reads
 
 HAS_SETS = bool(READINESS_SETS)
+
+# Seconds that a look at the sockets may take before the loop has its turn, if clients have more to do than they may.
+cdef double LOOK = 0.001
 
 
 cdef int set_of(loop) except -2:
@@ -107,6 +120,7 @@ cdef class Poller:
         self.all = set()
         self.passed = []
         self.leaving = []
+        self.backlog = deque()
         self.shaking = set()
         if sets and READINESS_SETS:
             self.set = readiness_open()
@@ -142,21 +156,69 @@ cdef class Poller:
         return 0
 
     def look(self):
-        """Serves the sockets that are ready."""
+        """Serves the sockets that are ready, and in between those that have a backlog."""
         cdef readiness found[FOUND]
         cdef Watched watched
-        cdef int i, n
-        for _ in range(LOOKS):
+        cdef int i, n, looks = 0
+        cdef double end = 0
+        while self.set >= 0:
             n = readiness_look(self.set, found, FOUND)
-            if n <= 0:
+            if n <= 0 and not self.backlog:
                 break
             self.looking = True
             try:
                 for i in range(n):
                     watched = <Watched>readiness_owner(&found[i])   # held, as it may leave the set meanwhile
                     self._serve(watched, readiness_what(&found[i]))
+                if self.backlog:
+                    self._work_off()
             finally:    # a signal's handler may have raised what ends the program
                 self._looked()
+            looks += 1
+            if not self.backlog:
+                if looks >= LOOKS:
+                    break
+            elif end == 0:
+                end = monotonic() + LOOK
+            elif monotonic() >= end:
+                break
+        self._call_again()
+
+    cdef int _work_off(self) except -1:
+        """A turn of the stream that waits longest for one. All that are not busy were served before: a client that
+        sends commands without end waits for those that do not, and they for one turn of it at most.
+        """
+        cdef Stream stream = self.backlog.popleft()
+        if stream.left:
+            return 0
+        try:
+            stream._busy_turn()
+        except Exception as error:
+            self._loop.call_exception_handler({"message": "a connection failed", "exception": error})
+            stream._failed(error)
+        if stream.busy and not stream.left:
+            self.backlog.append(stream)
+        return 0
+
+    cdef int _call_again(self) except -1:
+        if self.backlog and not self.called:
+            self.called = True
+            self._loop.call_soon(self.look_again)
+        return 0
+
+    def look_again(self):
+        """Called by the loop while there is a backlog."""
+        self.called = False
+        if self.set >= 0:
+            self.look()
+            return
+        self.looking = True
+        try:
+            if self.backlog:
+                self._work_off()
+        finally:
+            self._looked()
+        self._call_again()
 
     cdef int _looked(self) except -1:
         self.looking = False
@@ -246,6 +308,7 @@ cdef class Poller:
             self._serve(watched, what)
         finally:
             self._looked()
+        self._call_again()
 
 
 cdef class Watched:
@@ -284,6 +347,10 @@ cdef class Entrance(Watched):
         self.listening = listening
         self.accepted = accepted
         self.failed = failed
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if limit == resource.RLIM_INFINITY:
+            limit = INT_MAX
+        self.most = limit - min(<long>RESERVE, limit // 8)
 
     def __dealloc__(self):
         if self.bell >= 0:
@@ -332,6 +399,10 @@ cdef class Entrance(Watched):
         cdef Address address
         cdef socklen_t length
         cdef int fd
+        if self.full and not self._has_room():
+            self.shut()
+            self.failed(OSError(EMFILE, strerror(EMFILE).decode()))
+            return 0
         for _ in range(ACCEPTS):
             length = sizeof(address)
             memset(&address, 0, sizeof(address))
@@ -349,10 +420,18 @@ cdef class Entrance(Watched):
             stream.poller = self.poller
             stream.fd = fd
             stream.address = address
+            self.full = fd >= self.most
             self.accepted(stream)
-            if not self.watched:
+            if not self.watched or self.full:
                 return 0
         return 0
+
+    cdef bint _has_room(self) noexcept:
+        """Whether the next connection leaves descriptors for the messages of those that are here."""
+        cdef int fd = dup(self.fd)
+        if fd >= 0:
+            close(fd)
+        return 0 <= fd < self.most
 
     cdef int _failed(self, error) except -1:
         return 0
@@ -447,6 +526,7 @@ cdef class Stream(Watched):
 
     cdef int _write(self, const char *p, size_t n) except -1:
         cdef ssize_t sent = 0
+        self.wrote = True
         if self.unsent is None:
             sent = send(self.fd, p, n, MSG_NOSIGNAL)
             if sent < 0:
@@ -516,8 +596,17 @@ cdef class Stream(Watched):
         """Receives again."""
         if not self.closing and not self.at_end:
             self._want(self.wanted | READY_READ)
-            if self.seal is not None and self.seal.waiting():
+            if self.seal is not None and self.seal.waiting() and not self.busy:
                 self.poller._loop.call_soon(self.unseal)    # no readiness of the socket tells of it
+
+    def yield_turn(self):
+        """Has others served before the dialogue goes on with what it has; it is then told by ``take_turn``."""
+        self._want(self.wanted & ~READY_READ)
+        if not self.busy:
+            self.busy = True
+            self.poller.backlog.append(self)
+            if not self.poller.looking:
+                self.poller._call_again()
 
     def is_reading(self):
         """Whether anything is received."""
@@ -576,15 +665,53 @@ cdef class Stream(Watched):
         cdef char *p = self.poller.sealed if self.seal is not None else self.wire.room(&room)
         cdef ssize_t n = recv(self.fd, p, room, 0)
         if n > 0:
+            self.wrote = False
             if self.seal is None:
                 self.wire.received(n)
             else:
                 self.seal.take(p, n)
-                self._unseal()
+                try:
+                    self._unseal()
+                finally:
+                    self.seal.keep()
+            if n < SHORT and not self.wrote:
+                self._acknowledge(n)
         elif n == 0:
             self._end_of_input()
         elif not passing():
             self._leave(error_now())
+        return 0
+
+    cdef int _busy_turn(self) except -1:
+        """Goes on with what the dialogue has, or else with what has come. A client stays busy until it leaves time for
+        others by itself, so that each of its reads waits for theirs.
+        """
+        if self.wire.yielded:
+            self.wire.resume_turn()
+            if self.wire.yielded or self.left:
+                return 0
+        if not self.wanted & READY_READ:
+            self.busy = False   # it waits for a hook, or for the client to read
+            return 0
+        if self.seal is not None and self.seal.waiting():
+            self._unseal()
+        else:
+            self._receive()
+        if not self.wire.yielded:
+            self.busy = False
+            if self.seal is not None and not self.left and self.wanted & READY_READ and self.seal.waiting():
+                self.poller._loop.call_soon(self.unseal)
+        return 0
+
+    cdef int _acknowledge(self, ssize_t n) except -1:
+        """Acknowledges a short read at once that a client may wait on: one that sends its content, or a command, in
+        small segments by the algorithm of Nagle (RFC 896) waits for us, and we would wait 40 ms for a reply to send
+        the acknowledgement with (RFC 1122 4.2.3.2).
+        """
+        cdef int on = 1
+        if (ACKNOWLEDGE_NOW and not self.left and self.wire.wants_more()
+                and (self.address.any.sa_family == AF_INET or self.address.any.sa_family == AF_INET6)):
+            setsockopt(self.fd, IPPROTO_TCP, ACKNOWLEDGE_NOW, &on, sizeof(on))
         return 0
 
     cdef int _end_of_input(self) except -1:
@@ -640,7 +767,12 @@ cdef class Stream(Watched):
                 self._pass_on(seal.out())   # an alert
                 return self._tls_failed(error)
             self._pass_on(seal.out())
+            if self.left:   # the client is gone, which a reset may tell at the last message of the handshake
+                self.wire.tls_failed(self.error or ConnectionResetError("the client ended the connection"))
+                return 0
             if not done:
+                if seal.feed():
+                    return self._unseal()
                 return 0
             self._secured()
         while self.wanted & READY_READ and not seal.ended:
@@ -651,7 +783,7 @@ cdef class Stream(Watched):
                 self._pass_on(seal.out())
                 return self._leave(error)
             self._pass_on(seal.out())
-            if n == 0:
+            if n == 0 or self.left:
                 break
             self.wire.received(n)
         if seal.ended and not self.left and not self.at_end:

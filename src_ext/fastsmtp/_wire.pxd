@@ -18,17 +18,9 @@ cdef enum Phase:        # what the octets that come next are
     PHASE_SECURE        # the TLS handshake, which is not ours
     PHASE_CLOSED
 
-cdef extern from *:
-    """
-    #include <time.h>
-    static inline double fastsmtp_monotonic(void)
-    {
-        struct timespec t;
-        clock_gettime(CLOCK_MONOTONIC, &t);
-        return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-    }
-    """
-    double monotonic "fastsmtp_monotonic"() noexcept nogil
+cdef enum:
+    ERROR = 10          # what an error counts
+    SMALL_ERROR = 1     # ... and a refused recipient, of which the message of a mailing list has many
 
 
 cdef class Wire:
@@ -53,7 +45,13 @@ cdef class Wire:
     cdef uint8_t verb           # of the last command
     cdef bint starting_tls      # Python does STARTTLS
     cdef bint last_cr, long_line, held_back, in_handshake, spoke, connected
-    cdef unsigned errors
+    cdef bint yielded           # others have their turn before the rest of what came
+    cdef uint8_t opening        # empty lines that the connection began with
+    cdef unsigned errors        # in tenths
+    cdef unsigned junk          # commands that led to no message
+    cdef unsigned done          # commands and messages of this turn
+    cdef double turn_began      # ... and when they began to be many, in monotonic seconds
+    cdef size_t tail_held, recipients_held  # octets that count against the budget
     cdef double last            # monotonic seconds
 
     cdef char *room(self, size_t *n) except NULL
@@ -62,12 +60,18 @@ cdef class Wire:
     cdef int _end_of_content(self) except -1
     cdef int _begin_tls(self, bint more) except -1
     cdef bint _waits(self) noexcept
+    cdef bint _is_over(self) noexcept
+    cdef int resume_turn(self) except -1
+    cdef bint wants_more(self) noexcept
+    cdef int _go_on(self) except -1
     cdef int _turn(self, char *p, size_t n) except -1
     cdef int _consume(self, char *p, size_t n) except -1
     cdef int _keep(self, const char *p, size_t n, bint pending) except -1
     cdef size_t _lines(self, char *p, size_t n) except? 0
     cdef int _say(self, int reply) except -1
     cdef int _error(self, int reply, command *c) except -1
+    cdef int _count_error(self, unsigned tenths, int reply, command *c) except -1
+    cdef int _end_of_junk(self) except -1
     cdef int _refuse(self, int reply, command *c) except -1
     cdef int _foreign(self, str what) except -1
     cdef int _put(self, bytes text) except -1

@@ -28,7 +28,15 @@ cdef extern from "Python.h":
 cdef enum:
     MUCH_RESPONSE = 12288       # octets of a line that answers a challenge (RFC 4954 4)
     MUCH_REPLY = 32 * 1024      # replies of one turn beyond this are written before the next command is done
+    SMALL_TAIL = 2048           # octets that wait and do not count against the budget: the beginning of a line
+    # A turn ends after so many commands, or when so many took this long, and others have theirs before it goes on: one
+    # read may bring 11,000 NOOPs, and 20 such clients made an honest one wait a quarter of a second for a message.
+    MANY_COMMANDS = 128
+    SOME_COMMANDS = 8
     TLS_HANDSHAKE = 0x16        # the first octet of a TLS record that no SMTP client in clear begins with
+
+# Seconds that the commands of a turn may take when there are many.
+cdef double TURN = 100e-6
 
 # What the log calls the verb of a command; by ``command.verb``.
 LOG_STAGES = tuple(verb.lower() for verb in VERB_NAMES) + ("connect",)
@@ -50,6 +58,8 @@ cdef class Wire:
 
     def __dealloc__(self):
         free(self.tail)
+        if self.engine is not None:
+            self.engine.release(self.tail_held + self.recipients_held)
 
     def join(self, Engine engine not None):
         """Makes ``engine`` its own, with its rules; for a subclass that is not made with one."""
@@ -71,7 +81,10 @@ cdef class Wire:
         """Called when reading may go on."""
 
     def give_way(self):
-        """Called when content filled a whole read: there is more, and others may be waiting."""
+        """Called when content filled a whole read, or a turn took long: there is more, and others may be waiting. Then
+        ``take_turn`` is to be called, which without a method of the subclass happens at once.
+        """
+        self.take_turn()
 
     def preface(self, octets):
         """Called with what comes before the greeting, after ``expect_preface``: returns how many octets of it belong
@@ -133,7 +146,7 @@ cdef class Wire:
         n[0] = RECEIVE_COMMANDS
         if self.phase == PHASE_CONTENT and not self.held_back:
             n[0] = RECEIVE_CONTENT
-            p = self.reception.room(n)
+            p = self.reception.room(self, n)
             self.in_memory = p != NULL
         return p if self.in_memory else self.engine.receive + HEADROOM
 
@@ -154,7 +167,7 @@ cdef class Wire:
                 # One read may be kept; then nothing more is read until there is an answer.
                 self._keep(p, nbytes, True)
                 self.pause_reading()
-                return 0
+                return self._flush() if self.phase == PHASE_CLOSED else 0   # the budget had no room for it
             if self.tail_length:
                 memcpy(p - self.tail_length, self.tail, self.tail_length)
                 p -= self.tail_length
@@ -197,13 +210,22 @@ cdef class Wire:
 
     cdef bint _waits(self) noexcept:
         """Whether nothing that the client sends can be taken now."""
-        return (self.held_back or self.phase == PHASE_NEW
+        return (self.held_back or self.yielded or self.phase == PHASE_NEW
                 or (self.asking != ASK_NOTHING and self.phase == PHASE_COMMAND))
 
+    cdef bint wants_more(self) noexcept:
+        """Whether the client has begun something that its next octets go on with."""
+        return self.phase == PHASE_CONTENT or (self.tail_length and not self.tail_pending)
+
     def take_turn(self):
-        """Reading goes on after ``give_way``, unless something else keeps it."""
+        """The turn that ended with ``give_way`` goes on, and then reading, unless something else keeps them."""
+        self.resume_turn()
+
+    cdef int resume_turn(self) except -1:
+        self.yielded = False
         if not self._waits() and self.phase != PHASE_CLOSED:
-            self.resume_reading()
+            self._go_on()
+        return 0
 
     def hold_back(self):
         """The client does not read its replies: no command is done until ``go_on``."""
@@ -214,13 +236,20 @@ cdef class Wire:
         """The client reads again."""
         self.held_back = False
         if not self._waits() and self.phase != PHASE_CLOSED:
-            self._turn(NULL, 0)
-            self.take_turn()
+            self._go_on()
+
+    cdef int _go_on(self) except -1:
+        """Does what has come and waited, and has reading go on unless there is something else to wait for."""
+        self._turn(NULL, 0)
+        if not self._waits() and self.phase != PHASE_CLOSED:
+            self.resume_reading()
+        return 0
 
     # --- the turn -------------------------------------------------------------------------------------------
 
     cdef int _turn(self, char *p, size_t n) except -1:
         cdef char *tail
+        self.done = 0
         if n:
             self._consume(p, n)
         while self.tail_pending and not (self._waits() or self.phase >= PHASE_SECURE):
@@ -229,11 +258,27 @@ cdef class Wire:
             self.tail = NULL
             self.tail_length = 0
             self.tail_pending = False
+            self.engine.release(self.tail_held)
+            self.tail_held = 0
             try:
                 self._consume(tail, n)
             finally:
                 free(tail)
-        return self._flush()
+        self._flush()
+        if self.yielded and self.phase != PHASE_CLOSED:
+            self.give_way()
+        return 0
+
+    cdef bint _is_over(self) noexcept:
+        """Whether a turn has taken long enough. The clock is read now and then, as that costs as much as a NOOP."""
+        cdef double now
+        self.done += 1
+        if self.done % SOME_COMMANDS:
+            return False
+        now = monotonic()
+        if self.done == SOME_COMMANDS:
+            self.turn_began = now
+        return self.done >= MANY_COMMANDS or now - self.turn_began > TURN
 
     cdef int _consume(self, char *p, size_t n) except -1:
         cdef size_t at = 0, taken
@@ -263,6 +308,8 @@ cdef class Wire:
                     return self._begin_tls(at < n)
                 if self.more_replies is not None and self.octets_said > MUCH_REPLY:
                     self._flush()
+            if at < n and self.phase != PHASE_CONTENT and not self._waits() and self._is_over():
+                self.yielded = True
         return 0
 
     cdef int _keep(self, const char *p, size_t n, bint pending) except -1:
@@ -273,7 +320,16 @@ cdef class Wire:
             free(self.tail)
             self.tail = NULL
             self.tail_length = 0
+        if self.tail_held:
+            self.engine.release(self.tail_held)
+            self.tail_held = 0
+        if n == 0:
             return 0
+        if self.tail_length + n > SMALL_TAIL:
+            if not self.engine.obtain(self.tail_length + n):
+                self._say(REPLY_MEMORY_SHORT)
+                return self._close()
+            self.tail_held = self.tail_length + n
         tail = <char *>realloc(self.tail, self.tail_length + n)
         if tail == NULL:
             raise MemoryError()
@@ -306,6 +362,10 @@ cdef class Wire:
                     self._error(REPLY_LINE_TOO_LONG, NULL)
             else:
                 self.last_cr = False
+                if not self.long_line:
+                    # A client that ends all lines with LF hears of each: it would wait in silence for the rest.
+                    counters.bump(VIOLATIONS + VIOLATION_BARE_NEWLINE_COMMAND, 1)
+                    self._error(REPLY_BARE_NEWLINE, NULL)
             return length
 
         if not self.spoke:
@@ -350,14 +410,23 @@ cdef class Wire:
 
     cdef int _error(self, int reply, command *c) except -1:
         """Refuses a command; too many of these, and the client is no mail client."""
+        return self._count_error(ERROR, reply, c)
+
+    cdef int _count_error(self, unsigned tenths, int reply, command *c) except -1:
         cdef Rules rules = self.rules
         if reply == REPLY_UNKNOWN or not rules.lenient:
-            self.errors += 1
-            if rules.max_errors and self.errors >= rules.max_errors:
+            self.errors += tenths
+            if rules.max_errors and self.errors >= rules.max_errors * ERROR:
                 self.engine.counters.bump(VIOLATIONS + VIOLATION_TOO_MANY_ERRORS, 1)
                 self._say(REPLY_TOO_MANY_ERRORS)
                 return self._close()
         return self._refuse(reply, c)
+
+    cdef int _end_of_junk(self) except -1:
+        """Ends a connection whose commands lead to no message."""
+        self.engine.counters.bump(VIOLATIONS + VIOLATION_TOO_MUCH_JUNK, 1)
+        self._say(REPLY_TOO_MUCH_JUNK)
+        return self._close()
 
     cdef int _refuse(self, int reply, command *c) except -1:
         """Says a reply that may name the command."""

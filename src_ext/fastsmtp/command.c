@@ -13,6 +13,7 @@ static const struct {
     {"BDAT", VERB_KNOWN}, {"ETRN", VERB_KNOWN}, {"TURN", VERB_KNOWN},
     {"GET", VERB_FOREIGN}, {"POST", VERB_FOREIGN}, {"PUT", VERB_FOREIGN}, {"HEAD", VERB_FOREIGN},
     {"CONNECT", VERB_FOREIGN}, {"OPTIONS", VERB_FOREIGN},
+    {"PROXY", VERB_FOREIGN}, /* a proxy in front that we do not expect: all replies would be one command late */
 };
 
 static enum verb find_verb(const char *p, size_t n)
@@ -23,16 +24,32 @@ static enum verb find_verb(const char *p, size_t n)
     return VERB_UNKNOWN;
 }
 
-void parse_command(const char *line, size_t n, struct command *command)
+static int is_blank(char octet)
 {
-    while (n > 0 && (line[n - 1] == ' ' || line[n - 1] == '\t'))
+    return octet == ' ' || octet == '\t';
+}
+
+static size_t skip_blanks(const char *p, size_t n, size_t at)
+{
+    while (at < n && is_blank(p[at]))
+        at++;
+    return at;
+}
+
+void parse_command(const char *line, size_t n, int blanks, struct command *command)
+{
+    while (n > 0 && is_blank(line[n - 1]))
         n--;
-    const char *space = memchr(line, ' ', n);
-    size_t length = space ? (size_t)(space - line) : n;
+    size_t length = blanks ? skip_blanks(line, n, 0) : 0;
+    line += length;
+    n -= length;
+    length = 0;
+    while (length < n && line[length] != ' ' && !(blanks && line[length] == '\t'))
+        length++;
     command->verb = length ? find_verb(line, length) : VERB_UNKNOWN;
     command->word = line;
     command->word_length = length;
-    while (length < n && line[length] == ' ')
+    while (length < n && (line[length] == ' ' || (blanks && line[length] == '\t')))
         length++;
     command->argument = line + length;
     command->length = n - length;
@@ -100,18 +117,21 @@ static int names_nobody(const struct path *path, int recipient)
     return path->length == 0 || (path->domainless && !same_word(path->address, path->length, "POSTMASTER"));
 }
 
-static enum argument_result parse_argument(const char *p, size_t n, int recipient, unsigned offered,
+static enum argument_result parse_argument(const char *p, size_t n, int recipient, unsigned offered, int strict,
                                            struct transaction_argument *argument)
 {
-    const char *keyword = recipient ? "TO:" : "FROM:";
+    const char *keyword = recipient ? "TO" : "FROM";
     memset(argument, 0, sizeof *argument);
     size_t at = strlen(keyword);
     if (n < at || !same_word(p, at, keyword))
         return ARGUMENT_SYNTAX;
-    while (at < n && p[at] == ' ') /* not in the grammar, but in mail */
-        at++;
+    /* Blanks around the colon are not in the grammar, but in mail. */
+    at = skip_blanks(p, n, at);
+    if (at == n || p[at] != ':')
+        return ARGUMENT_SYNTAX;
+    at = skip_blanks(p, n, at + 1);
     size_t end;
-    switch (parse_path(p + at, n - at, &argument->path, &end)) {
+    switch (parse_path(p + at, n - at, strict, &argument->path, &end)) {
     case PATH_NO_BRACKET:
         return ARGUMENT_SYNTAX;
     case PATH_MALFORMED:
@@ -140,17 +160,18 @@ static enum argument_result parse_argument(const char *p, size_t n, int recipien
     }
 }
 
-enum argument_result parse_mail(const char *p, size_t n, unsigned offered, struct transaction_argument *argument)
+enum argument_result parse_mail(const char *p, size_t n, unsigned offered, int strict,
+                                struct transaction_argument *argument)
 {
-    enum argument_result result = parse_argument(p, n, 0, offered, argument);
+    enum argument_result result = parse_argument(p, n, 0, offered, strict, argument);
     if (result == ARGUMENT_OK && argument->path.non_ascii && !(argument->given & PARAMETER_SMTPUTF8))
         return ARGUMENT_NON_ASCII;
     return result;
 }
 
-enum argument_result parse_rcpt(const char *p, size_t n, int utf8, struct transaction_argument *argument)
+enum argument_result parse_rcpt(const char *p, size_t n, int utf8, int strict, struct transaction_argument *argument)
 {
-    enum argument_result result = parse_argument(p, n, 1, 0, argument);
+    enum argument_result result = parse_argument(p, n, 1, 0, strict, argument);
     if (result == ARGUMENT_OK && argument->path.non_ascii && !utf8)
         return ARGUMENT_NON_ASCII;
     return result;

@@ -28,8 +28,9 @@ struct command {
     size_t length;
 };
 
-/* Takes a line without its CRLF apart.  */
-void parse_command(const char *line, size_t n, struct command *command);
+/* Takes a line without its CRLF apart. With `blanks`, spaces and tabs may stand before the verb, and tabs behind it, as
+   some devices send them.  */
+void parse_command(const char *line, size_t n, int blanks, struct command *command);
 
 /* What may be said of a message at MAIL; each bit may be given once.  */
 enum { PARAMETER_SIZE = 1, PARAMETER_BODY = 2, PARAMETER_SMTPUTF8 = 4 };
@@ -54,9 +55,10 @@ enum argument_result {
 };
 
 /* The arguments of MAIL and RCPT. `offered` are the bits of the parameters to understand; `utf8` tells RCPT that
-   MAIL came with SMTPUTF8.  */
-enum argument_result parse_mail(const char *p, size_t n, unsigned offered, struct transaction_argument *argument);
-enum argument_result parse_rcpt(const char *p, size_t n, int utf8, struct transaction_argument *argument);
+   MAIL came with SMTPUTF8; `strict` refuses addresses that exist and that RFC 5321 does not allow.  */
+enum argument_result parse_mail(const char *p, size_t n, unsigned offered, int strict,
+                                struct transaction_argument *argument);
+enum argument_result parse_rcpt(const char *p, size_t n, int utf8, int strict, struct transaction_argument *argument);
 
 /* The same, as aiosmtpd has it: first the path, without brackets or domain if the client likes, then the
    parameters, of which the last of a kind counts. `keyword` is "FROM:" or "TO:". Parameters that are not

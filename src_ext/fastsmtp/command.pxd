@@ -54,7 +54,7 @@ cdef extern from "command.h" nogil:
         const char *argument
         size_t length
 
-    void parse_command(const char *line, size_t n, command *command)
+    void parse_command(const char *line, size_t n, int blanks, command *command)
 
     enum:
         PARAMETER_SIZE
@@ -78,8 +78,8 @@ cdef extern from "command.h" nogil:
         ARGUMENT_UTF8_VALUE
         ARGUMENT_UTF8_DISABLED
 
-    argument_result parse_mail(const char *p, size_t n, unsigned offered, transaction_argument *argument)
-    argument_result parse_rcpt(const char *p, size_t n, int utf8, transaction_argument *argument)
+    argument_result parse_mail(const char *p, size_t n, unsigned offered, int strict, transaction_argument *argument)
+    argument_result parse_rcpt(const char *p, size_t n, int utf8, int strict, transaction_argument *argument)
     argument_result parse_lenient_path(const char *p, size_t n, const char *keyword, size_t max_local_part,
                                        transaction_argument *argument)
     argument_result parse_lenient_parameters(const char *p, size_t n, unsigned offered, int pass_,

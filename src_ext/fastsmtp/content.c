@@ -1,14 +1,21 @@
+#define _GNU_SOURCE /* memmem */
 #include "content.h"
 
 #include <string.h>
 
 #include "scan.h"
 
+enum {
+    MOST_CRS = 8,              /* in front of a LF that are one line end */
+    LONGEST_HEADER = 256 * 1024 /* octets in which the end of the header is looked for */
+};
+
 void content_begin(struct content *c, uint8_t newlines, uint64_t max_size, uint32_t max_line)
 {
     memset(c, 0, sizeof *c);
     c->state = CONTENT_LINE_BEGIN;
     c->newlines = newlines;
+    memcpy(c->last, "x\r\n", sizeof c->last); /* an empty first line is the end of an empty header */
     c->max_size = max_size;
     c->max_line = max_line;
 }
@@ -16,6 +23,7 @@ void content_begin(struct content *c, uint8_t newlines, uint64_t max_size, uint3
 struct out {
     uint8_t *dst;
     size_t stored;
+    size_t searched; /* octets in which the end of the header is not */
 };
 
 static void store(struct content *c, struct out *out, const uint8_t *p, size_t n)
@@ -60,11 +68,62 @@ static void measure(struct content *c, const uint8_t *p, size_t n)
     add_to_line(c, (size_t)(end - begin), n);
 }
 
+/* Looks for the end of the header in what this call stored, or across its beginning.  */
+static void look_for_header_end(struct content *c, struct out *out)
+{
+    uint8_t seam[2 * sizeof c->last];
+    size_t from = 0;
+    if (out->searched < sizeof c->last) {
+        size_t more = out->stored < sizeof c->last ? out->stored : sizeof c->last;
+        memcpy(seam, c->last, sizeof c->last);
+        memcpy(seam + sizeof c->last, out->dst, more);
+        c->header_over = memmem(seam, sizeof c->last + more, "\r\n\r\n", 4) != NULL;
+    } else {
+        from = out->searched - sizeof c->last;
+    }
+    c->header_over |= memmem(out->dst + from, out->stored - from, "\r\n\r\n", 4) != NULL || c->size > LONGEST_HEADER;
+    out->searched = out->stored;
+}
+
+/* Before the next call, whose beginning continues what this one stored.  */
+static void remember_end(struct content *c, struct out *out)
+{
+    uint8_t seam[2 * sizeof c->last];
+    size_t more = out->stored < sizeof c->last ? out->stored : sizeof c->last;
+    look_for_header_end(c, out);
+    memcpy(seam, c->last, sizeof c->last);
+    memcpy(seam + sizeof c->last, out->dst + out->stored - more, more);
+    memcpy(c->last, seam + more, sizeof c->last);
+}
+
+/* What `count` CRs become that no LF follows, or one of many; 0 if there is no room for it.  */
+static int store_stray(struct content *c, struct out *out, size_t count, size_t room)
+{
+    static const uint8_t LINES[] = "\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n", SPACES[] = "        ", CRS[] = "\r\r\r\r\r\r\r\r";
+    const uint8_t *octets = CRS;
+    size_t n = count;
+    c->bare_cr = 1;
+    if (c->newlines == NEWLINES_NORMALIZE) {
+        if (!c->header_over && out->dst != NULL)
+            look_for_header_end(c, out);
+        octets = c->header_over ? LINES : SPACES;
+        n = c->header_over ? 2 * count : count;
+    }
+    if (out->stored + n > room)
+        return 0;
+    store(c, out, octets, n);
+    if (c->max_line && octets == LINES)
+        end_line(c, 2, 0);
+    else
+        c->line += n;
+    return 1;
+}
+
 size_t content_feed(struct content *c, const uint8_t *src, size_t n, uint8_t *dst, size_t room, int in_place,
                     size_t *stored)
 {
-    static const uint8_t CRLF[2] = {'\r', '\n'};
-    struct out out = {dst, 0};
+    static const uint8_t CRLF[2] = {'\r', '\n'}, CRLF_CRS[] = "\r\r\r\r\r\r\r\r\n";
+    struct out out = {dst, 0, 0};
     size_t i = 0;
 
     while (i < n && c->state != CONTENT_END) {
@@ -79,22 +138,30 @@ size_t content_feed(struct content *c, const uint8_t *src, size_t n, uint8_t *ds
             break;
 
         case CONTENT_CR:
+            if (octet == '\r') {
+                if (c->crs == MOST_CRS) {
+                    if (!store_stray(c, &out, 1, in_place ? room + i : SIZE_MAX))
+                        goto done;
+                } else {
+                    c->crs++;
+                }
+                i++;
+                continue;
+            }
             if (octet == '\n') {
-                store(c, &out, src + i, 1);
+                size_t crs = c->newlines == NEWLINES_NORMALIZE ? 1 : c->crs;
+                if (in_place && out.stored + crs + 1 > room + i + 1)
+                    goto done;
+                c->bare_cr |= c->crs > 1;
+                store(c, &out, CRLF_CRS + MOST_CRS - crs, crs + 1);
                 if (c->max_line)
-                    end_line(c, 1, 0);
+                    end_line(c, crs + 1, 0);
                 c->state = CONTENT_LINE_BEGIN;
                 i++;
                 continue;
             }
-            c->bare_cr = 1;
-            if (c->newlines == NEWLINES_NORMALIZE) {
-                if (in_place && out.stored + 1 > room + i)
-                    goto done;
-                store(c, &out, CRLF + 1, 1);
-                if (c->max_line)
-                    end_line(c, 1, 0);
-            }
+            if (!store_stray(c, &out, c->crs, in_place ? room + i : SIZE_MAX))
+                goto done;
             c->state = CONTENT_LINE;
             break;
 
@@ -113,12 +180,8 @@ size_t content_feed(struct content *c, const uint8_t *src, size_t n, uint8_t *ds
                 i++;
                 continue;
             }
-            if (in_place && out.stored + 1 > room + i)
-                goto done;
-            store(c, &out, CRLF, 1);
-            if (c->max_line)
-                c->line++;
             c->state = CONTENT_CR;
+            c->crs = 1;
             continue;
 
         default:
@@ -151,19 +214,24 @@ size_t content_feed(struct content *c, const uint8_t *src, size_t n, uint8_t *ds
         } else {
             run = scan_strict(src + i, n - i);
         }
-        if (c->max_line)
-            measure(c, src + i, run);
         uint8_t last = src[i + run - 1];
-        if (last == '\r')
+        size_t kept = run - (last == '\r');
+        if (c->max_line && kept)
+            measure(c, src + i, kept);
+        if (last == '\r') {
             c->state = CONTENT_CR;
-        else if (last == '\n' && (run < 2 || src[i + run - 2] == '\r'))
+            c->crs = 1;
+        } else if (last == '\n' && (run < 2 || src[i + run - 2] == '\r')) {
             c->state = CONTENT_LINE_BEGIN;
-        else
+        } else {
             c->state = CONTENT_LINE;
-        store(c, &out, src + i, run); /* in place this moves what was looked at: it comes last */
+        }
+        store(c, &out, src + i, kept); /* in place this moves what was looked at: it comes last */
         i += run;
     }
 done:
+    if (!c->header_over && c->state != CONTENT_END && dst != NULL && c->newlines == NEWLINES_NORMALIZE)
+        remember_end(c, &out);
     *stored = out.stored;
     return i;
 }

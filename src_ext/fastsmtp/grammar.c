@@ -34,6 +34,7 @@ __attribute__((constructor)) static void fill_classes(void)
 struct reader {
     const uint8_t *p, *end;
     int lenient; /* any length, and any dot-atom as a domain */
+    int liberal; /* dots anywhere in a local-part, which may be long; a dot behind the domain */
     int non_ascii;
 };
 
@@ -77,28 +78,40 @@ static int read_quoted_string(struct reader *r)
     }
 }
 
+static int read_liberal_dot_string(struct reader *r)
+{
+    size_t atoms = 0, octets;
+    do {
+        octets = run(r, ATEXT);
+        atoms += octets > 0;
+        if (is(r, '.')) {
+            r->p++;
+            octets = 1;
+        }
+    } while (octets);
+    return atoms > 0;
+}
+
 /* Words, quoted or not, with dots between them or none, and quoted pairs outside of quotes: what RFC 822 had, or
    what was written in its name. */
 static int read_lenient_local_part(struct reader *r)
 {
-    const uint8_t *begin = r->p;
-    int dot = 1;
+    int words = 0;
     for (;;) {
         if (is(r, '"')) {
             if (!read_quoted_string(r))
                 return 0;
         } else if (is(r, '\\') && r->end - r->p >= 2 && r->p[1] >= 0x20 && r->p[1] <= 0x7e) {
             r->p += 2;
-        } else if (is(r, '.') && !dot) {
+        } else if (is(r, '.')) {
             r->p++;
-            dot = 1;
             continue;
         } else if (!run(r, ATEXT)) {
             break;
         }
-        dot = 0;
+        words++;
     }
-    return r->p > begin && !dot;
+    return words > 0;
 }
 
 static int read_local_part(struct reader *r)
@@ -106,9 +119,9 @@ static int read_local_part(struct reader *r)
     const uint8_t *begin = r->p;
     if (r->lenient)
         return read_lenient_local_part(r);
-    if (!(is(r, '"') ? read_quoted_string(r) : read_dot_string(r)))
+    if (is(r, '"') ? !read_quoted_string(r) : r->liberal ? !read_liberal_dot_string(r) : !read_dot_string(r))
         return 0;
-    return r->p - begin <= MAX_LOCAL_PART;
+    return r->liberal || r->p - begin <= MAX_LOCAL_PART;
 }
 
 static int read_domain_name(struct reader *r)
@@ -124,6 +137,8 @@ static int read_domain_name(struct reader *r)
         if (!is(r, '.'))
             break;
         r->p++;
+        if (r->liberal && (is(r, '>') || is(r, ' ') || is(r, '\t')))
+            break; /* an absolute domain (RFC 1034 3.1) */
     }
     return r->p - begin <= MAX_DOMAIN;
 }
@@ -271,22 +286,34 @@ static int read_path(struct reader *r, struct path *path)
     return 1;
 }
 
-enum path_result parse_path(const char *p, size_t n, struct path *path, size_t *end)
+static void skip_blanks(struct reader *r)
 {
-    struct reader r = {(const uint8_t *)p, (const uint8_t *)p + n, 0, 0};
+    while (r->liberal && (is(r, ' ') || is(r, '\t')))
+        r->p++;
+}
+
+enum path_result parse_path(const char *p, size_t n, int strict, struct path *path, size_t *end)
+{
+    struct reader r = {(const uint8_t *)p, (const uint8_t *)p + n, 0, !strict, 0};
     memset(path, 0, sizeof *path);
     if (!is(&r, '<'))
         return PATH_NO_BRACKET;
     r.p++;
-    if (!is(&r, '>') && !(read_path(&r, path) && is(&r, '>')))
-        return PATH_MALFORMED;
+    skip_blanks(&r);
+    if (!is(&r, '>')) {
+        if (!read_path(&r, path))
+            return PATH_MALFORMED;
+        skip_blanks(&r);
+        if (!is(&r, '>'))
+            return PATH_MALFORMED;
+    }
     *end = (size_t)(r.p + 1 - (const uint8_t *)p);
-    return *end <= MAX_PATH ? PATH_OK : PATH_MALFORMED;
+    return *end <= (strict ? MAX_PATH : MAX_LIBERAL_PATH) ? PATH_OK : PATH_MALFORMED;
 }
 
 enum path_result parse_lenient_address(const char *p, size_t n, struct path *path, size_t *end)
 {
-    struct reader r = {(const uint8_t *)p, (const uint8_t *)p + n, 1, 0};
+    struct reader r = {(const uint8_t *)p, (const uint8_t *)p + n, 1, 0, 0};
     memset(path, 0, sizeof *path);
     if (is(&r, '<')) {
         r.p++;
@@ -303,15 +330,15 @@ enum path_result parse_lenient_address(const char *p, size_t n, struct path *pat
 enum parameter_result next_parameter(const char *p, size_t n, size_t *at, struct parameter *parameter)
 {
     size_t i = *at;
-    if (i < n && p[i] != ' ')
+    if (i < n && p[i] != ' ' && p[i] != '\t')
         return PARAMETER_MALFORMED;
-    while (i < n && p[i] == ' ')
+    while (i < n && (p[i] == ' ' || p[i] == '\t'))
         i++;
     if (i == n) {
         *at = i;
         return PARAMETER_NONE;
     }
-    struct reader r = {(const uint8_t *)p + i, (const uint8_t *)p + n, 0, 0};
+    struct reader r = {(const uint8_t *)p + i, (const uint8_t *)p + n, 0, 0, 0};
     parameter->keyword = p + i;
     if (!(classes[*r.p] & LETTER_DIGIT) || *r.p >= 0x80)
         return PARAMETER_MALFORMED;
@@ -328,7 +355,7 @@ enum parameter_result next_parameter(const char *p, size_t n, size_t *at, struct
             return PARAMETER_MALFORMED;
     }
     *at = (size_t)((const char *)r.p - p);
-    return *at == n || p[*at] == ' ' ? PARAMETER_OK : PARAMETER_MALFORMED;
+    return *at == n || p[*at] == ' ' || p[*at] == '\t' ? PARAMETER_OK : PARAMETER_MALFORMED;
 }
 
 int valid_utf8(const char *text, size_t n)

@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { MAX_LOCAL_PART = 64, MAX_DOMAIN = 255, MAX_PATH = 256, MAX_LABEL = 63 };
+enum { MAX_LOCAL_PART = 64, MAX_DOMAIN = 255, MAX_PATH = 256, MAX_LABEL = 63, MAX_LIBERAL_PATH = 1024 };
 
 struct path {
     const char *address; /* the mailbox, without angle brackets and source route */
@@ -21,8 +21,11 @@ struct path {
 
 enum path_result { PATH_OK, PATH_NO_BRACKET, PATH_MALFORMED };
 
-/* Reads a path at the beginning of p; *end is set just behind its ">".  */
-enum path_result parse_path(const char *p, size_t n, struct path *path, size_t *end);
+/* Reads a path at the beginning of p; *end is set just behind its ">". If it is not to be `strict`, dots may stand
+   anywhere in a local-part (mobile carriers gave such addresses), which may have any length within a path of
+   MAX_LIBERAL_PATH (bulk senders encode the recipient in it), the domain may end in a dot, and blanks may stand within
+   the brackets: each can be read in one way only.  */
+enum path_result parse_path(const char *p, size_t n, int strict, struct path *path, size_t *end);
 
 /* The same for those who write it without brackets, without a domain, or at any length. */
 enum path_result parse_lenient_address(const char *p, size_t n, struct path *path, size_t *end);

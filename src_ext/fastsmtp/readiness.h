@@ -7,6 +7,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -14,6 +16,13 @@ enum { READY_READ = 1, READY_WRITE = 2, READY_ENDED = 4 };
 
 #ifndef MSG_NOSIGNAL
 #define MSG_NOSIGNAL 0
+#endif
+
+/* The option of TCP that acknowledges what was read at once; 0 where there is none. */
+#ifdef TCP_QUICKACK
+enum { ACKNOWLEDGE_NOW = TCP_QUICKACK };
+#else
+enum { ACKNOWLEDGE_NOW = 0 };
 #endif
 
 #ifdef __linux__
