@@ -62,7 +62,8 @@ PATH = re.compile(rb"<(?P<route>%b)?(?P<local>%b)@(?P<domain>%b|%b)>" % (ROUTE, 
 # Leniently: dots anywhere in a local-part that has something else, one behind the domain, blanks within the brackets.
 LENIENT_LOCAL_PART = rb"(?:\.*%b(?:\.+%b)*\.*|\"(?:[ !#-\[\]-~\x80-\xff]|\\[ -~])*\")" % (ATOM, ATOM)
 LENIENT_PATH = re.compile(
-    rb"<[ \t]*(?P<route>%b)?(?P<local>%b)@(?P<domain>%b\.?|%b)[ \t]*>" % (ROUTE, LENIENT_LOCAL_PART, DOMAIN, LITERAL)
+    rb"<[ \t]*(?P<route>%b)?(?P<local>%b)@(?P<domain>%b\.?|%b)[ \t]*>"
+    % (ROUTE, LENIENT_LOCAL_PART, DOMAIN, LITERAL)
 )
 TAGGED = re.compile(rb"([A-Za-z0-9-]*[A-Za-z0-9]):([!-Z^-~]+)")
 PARAMETER = re.compile(rb"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~\x80-\xff]+))?")

@@ -115,11 +115,14 @@ def test_every_setting_can_be_given_by_the_environment(
         "max_command_line": "512",
         "max_line_length": "998",
         "max_errors": "1",
+        "max_junk_commands": "0",
+        "addresses": "strict",
         "bare_newline": "reject",
         "smtputf8": "no",
         "spill_threshold": "0",
         "spill_directory": str(certificate.parent),
         "memory_budget": "1.5GiB",
+        "min_data_rate": "0",
         "idle_timeout": "0.5",
         "transaction_timeout": "60",
         "handler_timeout": "60",
@@ -204,7 +207,7 @@ def test_a_variable_that_resembles_a_setting_is_refused(
         ("FASTSMTP_NAME", "FASTSMTP_HOSTNAME"),
         ("FASTSMTP_PORT", "FASTSMTP_LISTEN"),  # another program's, or a mistake: both see the warning
         ("FASTSMTP_HOST", "FASTSMTP_LISTEN"),
-        ("FASTSMTP_DATABASE_URL", "FASTSMTP_BARE_NEWLINE"),
+        ("FASTSMTP_DATABASE_URL", "FASTSMTP_MIN_DATA_RATE"),
     ],
 )
 def test_a_variable_that_resembles_no_setting_is_ignored_with_a_warning(

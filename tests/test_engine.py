@@ -366,7 +366,11 @@ class Yields(Script):
 
 @pytest.mark.parametrize(
     "commands",
-    [b"NOOP\r\n" * 1000, TO_DATA + b"hi\r\n.\r\n" + (TO_DATA + b"hi\r\n.\r\n") * 400, b"MAIL FROM:<>\r\n" + b"RCPT TO:<a@b.example>\r\n" * 900],
+    [
+        b"NOOP\r\n" * 1000,
+        TO_DATA + b"hi\r\n.\r\n" + (TO_DATA + b"hi\r\n.\r\n") * 400,
+        b"MAIL FROM:<>\r\n" + b"RCPT TO:<a@b.example>\r\n" * 900,
+    ],
     ids=["NOOP", "small messages", "recipients"],
 )
 def test_a_turn_ends_after_many_commands_and_goes_on_when_others_had_theirs(commands: bytes) -> None:

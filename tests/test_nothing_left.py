@@ -1,5 +1,5 @@
-"""After a connection has ended, in any way and whatever its hooks did, nothing of it is left: no object, no memory of the
-budget, no descriptor, no octet on the disk.
+"""After a connection has ended, in any way and whatever its hooks did, nothing of it is left: no object, no memory of
+the budget, no descriptor, no octet on the disk.
 """
 
 import asyncio

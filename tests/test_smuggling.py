@@ -102,8 +102,8 @@ BUFFERS = (64 * 1024, 256 * 1024, 512 * 1024)
 @pytest.mark.parametrize("size", BUFFERS)
 @each_false_end
 def test_a_false_end_round_the_end_of_a_buffer(sequence: bytes, size: int) -> None:
-    """In one flow, as a fast client sends; the sequence lies on each octet round the end of a buffer. The header is over,
-    as the end of one is not looked for in so much text.
+    """In one flow, as a fast client sends; the sequence lies on each octet round the end of a buffer. The header is
+    over, as the end of one is not looked for in so much text.
     """
     engine = make_engine()
     start = len(HELLO + TO_DATA)
@@ -220,7 +220,9 @@ def test_a_message_that_there_is_no_memory_for_is_read_to_its_true_end() -> None
     wire = HELLO + TO_DATA + content + b".\r\nNOOP\r\n" + QUIT
     for pieces in ([wire], every(wire, 10_000)):
         engine = Engine(
-            rules=Rules(book=native("mx.example"), hooks=HOOKS["DATA"]), memory_budget=8192, spill_threshold=8192
+            rules=Rules(book=native("mx.example"), hooks=HOOKS["DATA"]),
+            memory_budget=8192,
+            spill_threshold=8192,
         )
         result = play(engine, pieces)
         assert result.replies[5:] == [(452, "4.3.1"), (250, "2.0.0"), (221, "2.0.0")]

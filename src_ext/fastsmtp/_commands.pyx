@@ -281,7 +281,6 @@ cdef class Commands(Wire):
         return self._perform(&c)
 
     cdef int _do(self, int action, command *c) except -1:
-        cdef Engine engine = self.engine
         if action == DO_MAIL:
             return self._mail(c)
         if action == DO_RCPT:

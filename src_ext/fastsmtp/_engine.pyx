@@ -218,7 +218,8 @@ cdef class Engine:
 
     ``rules`` hold for each dialogue until it is given others. ``open_spill(dialogue, beginning)`` gives an
     object with ``write(memoryview)`` and ``close()`` for content beyond ``spill_threshold``; without it all content
-    stays in memory. ``beginning`` is the first of the content, 1 to 1,024 octets. ``now`` is a coarse clock in seconds, moved by ``tick``.
+    stays in memory. ``beginning`` is the first of the content, 1 to 1,024 octets. ``now`` is a coarse clock in
+    seconds, moved by ``tick``.
     """
 
     def __init__(self, *, Rules rules not None, Counters counters=None, open_spill=None,
@@ -327,7 +328,7 @@ cdef class Engine:
         return True
 
     cdef bint grow_memory(self, Memory *memory, size_t capacity) except -1:
-        """Memory of at least ``capacity``, and twice as large as before: what it holds is copied a few times at most."""
+        """Memory of at least ``capacity``, and twice as large as before: what is there is copied a few times at most."""
         cdef size_t wanted
         cdef char *data
         cdef Memory warm

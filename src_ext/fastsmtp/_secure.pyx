@@ -32,7 +32,7 @@ cdef class Seal:
         self.shaking = True
 
     cdef int take(self, const char *p, size_t n) except -1:
-        """Octets of the wire, which must stay there until ``keep``. OpenSSL gets them in pieces, because a ``MemoryBIO``
+        """Octets of the wire, which must stay there until ``keep``. OpenSSL gets them in pieces, since a ``MemoryBIO``
         never shrinks: pieces of 128 KiB would take more memory than all else of a connection.
         """
         if self.rest is not None:

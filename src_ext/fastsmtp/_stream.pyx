@@ -26,7 +26,7 @@ from libc.string cimport memset, strerror
 
 from fastsmtp._engine cimport monotonic
 from fastsmtp._secure cimport Seal
-from fastsmtp._wire cimport PHASE_CLOSED, PHASE_CONTENT, Wire
+from fastsmtp._wire cimport Wire
 
 cdef extern from "sys/socket.h":
     enum:
