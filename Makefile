@@ -55,7 +55,8 @@ lint: .venv/linted-with
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest --ignore-missing-stub --ignore-disjoint-bases --ignore-unused-allowlist \
 	  --allowlist tests/stubtest.txt fastsmtp._core fastsmtp._commands \
-	  fastsmtp._wire fastsmtp._secure fastsmtp._stream fastsmtp._rules fastsmtp._engine fastsmtp._envelope fastsmtp._reception fastsmtp._load
+	  fastsmtp._wire fastsmtp._secure fastsmtp._stream fastsmtp._rules fastsmtp._engine fastsmtp._envelope fastsmtp._reception fastsmtp._load \
+	  fastsmtp._signals
 
 format: .venv/linted-with
 	$(BIN)/ruff check --fix .

@@ -30,6 +30,7 @@ MODULES = {
     "_stream": [],
     "_commands": ["command.c", "grammar.c"],
     "_core": [],
+    "_signals": ["orphan.c"],
     "_load": [],
 }
 

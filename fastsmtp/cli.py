@@ -98,7 +98,7 @@ def serve(path: Path | None, pairs: tuple[str, ...], **flags: object) -> int:
     # Imported here: uvloop and prometheus_client cost --version and --help a tenth of a second.
     from fastsmtp import service
 
-    return service.run_service(settings)
+    return service.run_service(settings, ends_process=True)
 
 
 @program.command("check-config")

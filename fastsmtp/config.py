@@ -326,6 +326,13 @@ class Config(BaseSettings):
         ge=0,
         description="How long connections may finish their messages after SIGTERM, before they are closed.",
     )
+    worker_timeout: Seconds = Field(
+        default=60.0,
+        ge=0,
+        description="How long the event loop of a worker may stand still, in a hook that does not return for "
+        "example, before the worker is killed and replaced. The log names it and has its Python stacks. "
+        "0 is for ever, as a debugger needs it.",
+    )
     blocking_threads: Count = Field(
         default=8, ge=1, le=1024, description="Threads, per worker, for hooks marked `@fastsmtp.blocking`."
     )

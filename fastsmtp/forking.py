@@ -12,20 +12,25 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf
 
 from fastsmtp._engine import index
-from fastsmtp.block import Block
+from fastsmtp.block import HEARTBEAT, Block
+from fastsmtp.children import Departure, WorkerContext
 from fastsmtp.errors import ConfigError
-from fastsmtp.supervisor import Departure, Supervisor, Timing, WorkerContext
+from fastsmtp.supervisor import Supervisor, Timing
 from fastsmtp.worker import Worker, live
 
 log = logging.getLogger("fastsmtp")
 
 _ACTIVE = index("fastsmtp_connections_active")
+
+# A worker whose event loop ticked no later than so many nanoseconds ago accepts; ticks are due every second.
+_PRESENT = 2_000_000_000
 
 
 @dataclass(frozen=True)
@@ -92,15 +97,16 @@ def start(
     on_stop: Callable[[], None] = lambda: None,
     exporter: Callable[[Block], None] | None = None,
     timing: Timing | None = None,
+    worker_timeout: float = 0.0,
 ) -> Child | None:
     """Forks ``num_processes`` workers (0 or ``None``: one for each CPU) and returns in each of them.
 
     The parent never returns: it replaces workers that die, waiting longer each time, drains all on SIGTERM or
     SIGINT, rolls them on SIGHUP, and leaves by ``sys.exit``. When workers crashed more than ``max_restarts``
     times (``None``: no limit), it drains the others and its status is 1. A worker that ends by itself with
-    status 0 is replaced too, but has not crashed unless it never accepted. ``drain_timeout`` (seconds),
-    ``on_ready`` and ``on_stop``, both called in the parent, are those of ``Supervisor``; ``exporter``, called in a
-    process of its own with the counters of all, is the metrics page.
+    status 0 is replaced too, but has not crashed unless it never accepted. ``drain_timeout`` and ``worker_timeout``
+    (seconds), ``on_ready`` and ``on_stop``, both called in the parent, are those of ``Supervisor``; ``exporter``,
+    called in a process of its own with the counters of all, is the metrics page.
 
     With 1 nothing is forked, and the result is ``None``. Raises ``ValueError`` for fewer processes than none,
     and ``RuntimeError`` in another thread than the main one or if there is an event loop already, which
@@ -126,6 +132,8 @@ def start(
         exporter=partial(exporter, block) if exporter is not None else None,
         timing=timing,
         max_restarts=inf if max_restarts is None else max_restarts,
+        worker_timeout=worker_timeout,
+        ends_process=True,
     )
     try:
         status = supervisor.run()
@@ -148,11 +156,17 @@ def cpus() -> int:
 
 
 def loads(block: Block) -> Callable[[], Sequence[int]]:
-    """What tells the connections that each worker of ``block`` holds, for ``Worker``."""
+    """A function that gives the connections of each worker of ``block`` whose event loop turns, for ``Worker``."""
     slots = [block.slot(number).cast("Q") for number in range(block.slots)]
 
     def each() -> list[int]:
-        return [slot[_ACTIVE] for number, slot in enumerate(slots) if block.is_up(number)]
+        # One that hangs must not count: nobody can be as idle as it is, so all others would rest all the time.
+        oldest = time.monotonic_ns() - _PRESENT
+        return [
+            slot[_ACTIVE]
+            for up, slot in zip(block.up_since(), slots, strict=True)
+            if up and (slot[HEARTBEAT] > oldest or up > oldest)
+        ]
 
     return each
 

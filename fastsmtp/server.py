@@ -195,6 +195,7 @@ class SMTPServer:
             drain_timeout=self._config.drain_timeout,
             on_stop=partial(sockets.close, self._bound),
             exporter=partial(serve_pages, page, self._bound) if page else None,
+            worker_timeout=self._config.worker_timeout,
         )
         sockets.close(page)
         bound, self._bound = self._bound, []

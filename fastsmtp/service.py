@@ -36,10 +36,10 @@ async def serve(handler: object | None = None, /, **settings: object) -> Worker:
             await stop.wait()
             await server.drain(10)
 
-    ``workers`` and ``metrics`` are for processes: see ``run``. Raises ``ConfigError``.
+    ``workers``, ``worker_timeout`` and ``metrics`` are for processes: see ``run``. Raises ``ConfigError``.
     """
     config = Config.of(**settings)
-    for key in ("workers", "metrics"):
+    for key in ("workers", "metrics", "worker_timeout"):
         if key in settings:
             raise ConfigError(f'"{key}" is for fastsmtp.run(), which starts processes; leave it out')
     listeners = sockets.bind(config.listen, config.backlog)
@@ -64,8 +64,11 @@ def run(handler: object | str | None = None, /, **settings: object) -> int:
     return run_service(Config.of(**settings), handler)
 
 
-def run_service(config: Config, handler: object | None = None) -> int:
-    """As ``run``, with a configuration. What can fail at once fails here, before anything is forked."""
+def run_service(config: Config, handler: object | None = None, *, ends_process: bool = False) -> int:
+    """As ``run``, with a configuration. What can fail at once fails here, before anything is forked.
+
+    With ``ends_process`` the caller exits then, and signals that come meanwhile are ignored.
+    """
     logging.basicConfig(
         level=config.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s",
@@ -96,6 +99,8 @@ def run_service(config: Config, handler: object | None = None) -> int:
             exporter=partial(_serve_pages, page, listeners, block) if page else None,
             on_ready=partial(_announce, config, listeners, page, workers),
             on_stop=partial(sockets.close, listeners),
+            worker_timeout=config.worker_timeout,
+            ends_process=ends_process,
         )
         _settle(config)
         return supervisor.run()

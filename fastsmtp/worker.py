@@ -15,18 +15,20 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, cast
 
 from fastsmtp._engine import Counters, Engine
 from fastsmtp._rules import Book, Rules
 from fastsmtp.accepting import Accepting
+from fastsmtp.block import HEARTBEAT
 from fastsmtp.body import Spill
 from fastsmtp.certificate import tls_context
+from fastsmtp.children import END_NOW, STRAYS, WorkerContext, ignore, note_stray
 from fastsmtp.connection import Connection, Site
 from fastsmtp.hooks import Plan
 from fastsmtp.replies import native
 from fastsmtp.sockets import close as close_listeners
-from fastsmtp.supervisor import END_NOW, WorkerContext
 
 if TYPE_CHECKING:
     import ssl
@@ -131,7 +133,12 @@ class Worker:
             tls_timeout=config.tls_handshake_timeout,
         )
         # Deadlines are kept to a quarter of the shortest, and to a second.
-        timeouts = (config.idle_timeout, config.transaction_timeout, config.handler_timeout)
+        timeouts = (
+            config.idle_timeout,
+            config.transaction_timeout,
+            config.handler_timeout,
+            config.worker_timeout or inf,
+        )
         self._tick_interval = min(1.0, *(timeout / 4 for timeout in timeouts))
 
     @property
@@ -186,7 +193,7 @@ class Worker:
         """
         assert self._loads is not None
         live = len(self._engine.live)
-        if self._lately > _SHORT * live:
+        if live < 2 or self._lately > _SHORT * live:
             return False
         loads = self._loads()
         return len(loads) > 1 and live > sum(loads) / len(loads) * 17 / 16 + 1
@@ -258,6 +265,7 @@ class Worker:
             await asyncio.wait(self._site.goodbyes, timeout=_GOODBYES)
         if self._ticking is not None:
             self._ticking.cancel()
+            self._engine.counters.set(HEARTBEAT, 0)
         self._accepting.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._closed.set()
@@ -299,21 +307,24 @@ async def live(
     """The life of a worker in the running loop of its process: opened, reported as ready, ended when told.
 
     ``open_worker`` gives one that accepts. SIGTERM, or the end of the supervisor, drains it, which takes at
-    most ``drain_timeout`` seconds; ``supervisor.END_NOW`` closes it at once. Cancelled, this lets go of the
-    worker, and the signals have their default actions.
+    most ``drain_timeout`` seconds; ``children.END_NOW`` closes it at once. Signals that come later are ignored.
+    Cancelled, this lets go of the worker, and the signals have their default actions.
     """
     loop = asyncio.get_running_loop()
     leave, now = loop.create_future(), loop.create_future()
+    strays = [number for number in STRAYS if signal.getsignal(number) is ignore]
+    handled = (signal.SIGTERM, END_NOW, *strays)
     loop.add_signal_handler(signal.SIGTERM, _tell, leave)
     loop.add_signal_handler(END_NOW, _tell, now)
+    for number in strays:
+        loop.add_signal_handler(number, note_stray, number)
     loop.add_reader(context.lifeline, _tell, leave)
     try:
         worker = await open_worker()
         context.ready()
         await asyncio.wait({leave, now}, return_when=_FIRST)
     except BaseException:
-        loop.remove_signal_handler(signal.SIGTERM)
-        loop.remove_signal_handler(END_NOW)
+        _give_back(loop, handled, signal.SIG_DFL)
         raise
     finally:
         loop.remove_reader(context.lifeline)
@@ -322,6 +333,16 @@ async def live(
     if not draining.done():
         draining.cancel()
         await worker.close()
+    # asyncio closes the descriptor that its handlers write to before it takes them away.
+    _give_back(loop, handled, signal.SIG_IGN)
+
+
+def _give_back(loop: asyncio.AbstractEventLoop, numbers: Sequence[int], action: signal.Handlers) -> None:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    for number in numbers:
+        loop.remove_signal_handler(number)
+        signal.signal(number, action)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _tell(future: asyncio.Future[None]) -> None:
@@ -340,7 +361,7 @@ def run_worker(
 ) -> int:
     """The life of a worker process, from after the fork to its exit status.
 
-    SIGTERM, or the end of the supervisor, drains; ``supervisor.END_NOW`` ends at once. Raises
+    SIGTERM, or the end of the supervisor, drains; ``children.END_NOW`` ends at once. Raises
     ``ConfigError``.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all; the supervisor decides

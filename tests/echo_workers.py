@@ -27,9 +27,10 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from fastsmtp._engine import Counters, index
 from fastsmtp.block import Block
+from fastsmtp.children import END_NOW, WorkerContext
 from fastsmtp.errors import ConfigError
 from fastsmtp.exporter import serve_metrics
-from fastsmtp.supervisor import END_NOW, Supervisor, Timing, WorkerContext
+from fastsmtp.supervisor import Supervisor, Timing
 
 PATIENCE = 15.0  # seconds that a test waits for what must happen
 
@@ -86,10 +87,14 @@ class EchoWorker:
         self.listener.setblocking(False)
         for source in (self.listener, wakeup, self.context.lifeline):
             self.selector.register(source, selectors.EVENT_READ)
+        say(f"forked {own} {os.getpid()}")
+        while (self.folder / f"gate-{own}").exists():
+            time.sleep(0.002)
         counters = Counters(self.context.slot)
         active = index("fastsmtp_connections_active")
         self.context.ready()
         self.context.ready()  # the second call does nothing
+        say(f"reported {own} {os.getpid()}")
         while True:
             counters.set(active, len(self.clients))
             if self.draining and self.listener.fileno() >= 0:
@@ -287,6 +292,12 @@ class Server:
     def fault(self, worker: int, how: str) -> None:
         """From now on worker ``worker`` fails before it accepts."""
         (self.folder / f"fail-{worker}").write_text(how)
+
+    def gate(self, worker: int) -> Path:
+        """From now on worker ``worker`` accepts only when the file is gone; it heeds signals before that."""
+        path = self.folder / f"gate-{worker}"
+        path.touch()
+        return path
 
     def close(self) -> None:
         for client in self.clients:

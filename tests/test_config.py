@@ -127,6 +127,7 @@ def test_every_setting_can_be_given_by_the_environment(
         "transaction_timeout": "60",
         "handler_timeout": "60",
         "drain_timeout": "0",
+        "worker_timeout": "0",
         "blocking_threads": "1",
         "tls_certificate": str(certificate),
         "tls_key": str(certificate),

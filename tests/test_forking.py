@@ -32,7 +32,8 @@ from fastsmtp import forking, sockets
 from fastsmtp._engine import Counters
 from fastsmtp.config import Config
 from fastsmtp.errors import ConfigError
-from fastsmtp.supervisor import END_NOW, Timing
+from fastsmtp.children import END_NOW
+from fastsmtp.supervisor import Timing
 from fastsmtp.worker import Worker
 from who import Who
 

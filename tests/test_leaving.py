@@ -1,5 +1,6 @@
 """How a service ends, with real ``fastsmtp serve`` processes: it drains, and keeps what it answered 250."""
 
+import contextlib
 import os
 import re
 import signal
@@ -151,6 +152,56 @@ def test_a_drain_waits_for_the_hook_that_has_the_message(
     assert server.end(None) == 0
     assert (tmp_path / "kept").read_bytes() == MESSAGE
     assert log_line.sub("", server.err) == ""
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.005, 0.01, 0.02, 0.04, 0.06])
+def test_sigterm_soon_after_sighup_cuts_no_message(
+    start: Start, log_line: re.Pattern[str], mail: Path, delay: float
+) -> None:
+    server = start("--workers", "2", "--deliver", f"maildir:{mail}?trace=no")
+    with server.connect() as client:
+        client.to_data()
+        client.sock.sendall(open_ended(MESSAGE))
+        server.send(signal.SIGHUP)
+        time.sleep(delay)  # a successor starts meanwhile, and may be about to take over
+        server.send(signal.SIGTERM)
+        server.expect("SIGTERM: the workers drain")
+        client.sock.sendall(b".\r\n")
+        assert client.reply().startswith("250 ")
+    assert server.end(None) == 0
+    assert delivered(mail) == [MESSAGE]
+    assert log_line.sub("", server.err) == ""
+
+
+PROGRAM = """\
+import asyncio
+from fastsmtp.server import SMTPServer
+
+server = SMTPServer(lambda request: request.finish(), hostname="mx.example")
+server.bind(0, "127.0.0.1")
+print("fastsmtp listens on", *server.addresses, "with 2 workers\\nmail goes to the program", flush=True)
+server.start(2)
+asyncio.run(server.serve_forever())
+"""
+
+
+@pytest.mark.parametrize("face", ["serve", "program"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_to_the_last_moment_end_with_status_0(
+    start: Start, face: str, number: signal.Signals
+) -> None:
+    script = None
+    arguments = ["--workers", "2", "--deliver", "discard:"]
+    if face == "program":
+        arguments, script = [], f"import logging\nlogging.basicConfig(level=logging.INFO)\n{PROGRAM}"
+    server = start(*arguments, script=script, ready=False)
+    server.expect(r"accepts\n", count=2)
+    with contextlib.suppress(ProcessLookupError):
+        while server.process.poll() is None:
+            server.send(number)
+            time.sleep(0.0005)  # a signal for each moment
+    assert server.end(None) == 0
+    assert "Traceback" not in server.err
 
 
 def test_a_second_signal_does_not_wait_for_a_hook_nor_blame_it(start: Start, tmp_path: Path) -> None:

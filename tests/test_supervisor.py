@@ -1,6 +1,7 @@
 """The supervisor, with real forks of tiny workers: what it starts, replaces, drains, rolls and kills."""
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -144,26 +145,59 @@ def test_workers_that_die_at_the_same_time_are_all_replaced(start: Start) -> Non
     assert server.end(signal.SIGTERM) == 0
 
 
-def test_back_off_grows_up_to_its_limit(start: Start) -> None:
-    server = start(workers=1)
+def _kill(server: Server, worker: int) -> str:
+    """Kills a worker once it accepts, and returns when its replacement starts."""
+    os.kill(server.pids()[worker], signal.SIGKILL)
+    return server.expect(rf"worker {worker} .* replaced (at once|in .* s)").group(1)
+
+
+def test_back_off_grows_up_to_its_limit_while_another_serves(start: Start) -> None:
+    server = start(timing={"settled": 60.0})
     server.expect_ready()
     waits = []
     for _ in range(5):
-        os.kill(server.pids()[0], signal.SIGKILL)
-        waits.append(server.expect(r"replaced (at once|in .* s)").group(1))
-        server.expect("accepts")
+        waits.append(_kill(server, 1))
+        server.expect("worker 1 .* accepts")
     assert waits == ["at once", "in 0.02 s", "in 0.04 s", "in 0.08 s", "in 0.1 s"]
     assert server.end(signal.SIGTERM) == 0
 
 
 def test_a_worker_that_lived_a_while_is_replaced_at_once_again(start: Start) -> None:
-    server = start(workers=1, timing={"settled": 0.0})
+    server = start(timing={"settled": 0.0})
     server.expect_ready()
     for _ in range(3):
-        os.kill(server.pids()[0], signal.SIGKILL)
-        server.expect("replaced at once")
-        server.expect("accepts")
+        assert _kill(server, 1) == "at once"
+        server.expect("worker 1 .* accepts")
     assert server.end(signal.SIGTERM) == 0
+
+
+def test_nine_deaths_of_each_leave_the_socket_served(start: Start) -> None:
+    server = start(timing={"backoff": 60.0, "backoff_limit": 60.0})
+    server.expect_ready()
+    waits = []
+    for _ in range(18):
+        victim = server.connect().ask()[1]
+        os.kill(victim, signal.SIGKILL)
+        server.expect(rf"worker \d \(pid {victim}\) was killed by SIGKILL; replaced")
+        began = time.monotonic()
+        server.connect().ask()
+        waits.append(time.monotonic() - began)
+    assert max(waits) < 2
+    assert "replaced in 60 s" in server.output  # one of them waits while the other serves
+    for client in server.clients:
+        client.close()
+    assert server.end(signal.SIGTERM) == 0
+
+
+def test_a_last_place_that_dies_before_it_accepts_waits_for_no_longer_than_the_first_step(
+    start: Start,
+) -> None:
+    server = start(workers=1, timing={"backoff": 0.05, "backoff_limit": 60.0})
+    pids = server.expect_ready()
+    server.fault(0, "4")
+    os.kill(pids[0], signal.SIGKILL)
+    assert server.end() == 1
+    assert re.findall(r"replaced (at once|in .* s)", server.output) == ["at once"] * 2 + ["in 0.05 s"] * 4
 
 
 def test_a_replacement_that_never_accepts_is_given_up_and_the_others_go_on(start: Start) -> None:
@@ -397,6 +431,78 @@ def test_a_worker_that_dies_while_its_replacement_starts_is_replaced_by_it(start
     server.expect("start 0")
     os.kill(pids[0], signal.SIGKILL)
     server.expect("its replacement has been started already")
+    assert server.end(signal.SIGTERM) == 0
+
+
+ORDERS = [
+    order
+    for events in (
+        ("term", "ready"),
+        ("term", "ready", "old"),
+        ("term", "ready", "new"),
+        ("ready", "old", "new"),
+    )
+    for order in itertools.permutations(events)
+]
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["together", "one-by-one"])
+@pytest.mark.parametrize("order", ORDERS, ids="-".join)
+def test_whatever_comes_during_a_roll_in_whatever_order(
+    start: Start, order: tuple[str, ...], together: bool
+) -> None:
+    """SIGTERM, the word that the successor is ready, and two deaths; the supervisor may find all at the same time."""
+    server = start(workers=1)
+    old = server.expect_ready()[0]
+    kept = server.connect()
+    assert kept.ask() == (0, old)
+    gate = server.gate(0)
+    server.send(signal.SIGHUP)
+    new = int(server.expect(r"forked 0 (\d+)").group(1))
+    if together:
+        server.send(signal.SIGSTOP)
+    for event in order:
+        if event == "term":
+            server.send(signal.SIGTERM)
+            if not together:
+                server.expect("SIGTERM: the workers drain")
+        elif event == "ready":
+            gate.unlink()
+            if "new" not in order[: order.index("ready")]:
+                server.expect(rf"reported 0 {new}")
+        else:
+            with contextlib.suppress(ProcessLookupError):  # it had nothing to drain
+                os.kill(old if event == "old" else new, signal.SIGKILL)
+    gate.unlink(missing_ok=True)
+    server.send(signal.SIGCONT)
+    if "term" not in order:
+        server.expect(rf"worker 0 \(pid (?!{old}|{new})\d+\) accepts")  # somebody serves in the end
+        assert server.connect().ask()[1] not in (old, new)
+    if "old" not in order:
+        assert kept.ask() == (0, old)
+    for client in server.clients:
+        client.close()
+    status = server.end(None if "term" in order else signal.SIGTERM)
+    killed = len(order) == 3
+    if together or not killed:
+        # A worker that is killed while the server drains makes it 1.
+        assert status == ("term" in order and killed)
+    assert "SIGTERM: the workers drain" in server.output
+    assert "Traceback" not in server.output
+    assert "did not end in time" not in server.output
+
+
+def test_a_second_sighup_within_a_roll_replaces_also_who_has_just_started(start: Start) -> None:
+    server = start(workers=1)
+    server.expect_ready()
+    gate = server.gate(0)
+    server.send(signal.SIGHUP)
+    first = server.expect(r"forked 0 (\d+)").group(1)
+    server.send(signal.SIGHUP)
+    server.expect("SIGHUP: ")
+    gate.unlink()
+    server.expect("all workers are replaced")
+    assert first != str(server.pids()[0])
     assert server.end(signal.SIGTERM) == 0
 
 
