@@ -1,15 +1,18 @@
 """The exporter: answers ``/metrics`` and ``/healthz`` over HTTP, in a process of its own.
 
-Knows HTTP, and that scrapers can be slow, many or hostile. Refuses to know what is counted and who starts it
-(the supervisor, which starts it again when it dies). It holds no mail: its death costs a scrape.
+Scrapers can be slow, many or hostile. The supervisor starts this process, and starts it again when it dies. It holds no
+mail: its death costs a scrape.
 """
 
 import contextlib
+import io
 import logging
+import re
 import socket
 import sys
 import time
 from collections.abc import Sequence
+from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from threading import Thread
 from typing import Any
@@ -27,6 +30,10 @@ log = logging.getLogger(__name__)
 REQUEST_TIMEOUT = 10.0
 # Each connection is a thread. Beyond this the oldest is cut off: the newest is the likeliest to be a scraper.
 MAX_CONNECTIONS = 32
+# Octets of a request, with its header. http.server takes 6.5 MB for each connection, and makes more of it.
+MAX_REQUEST = 8192
+
+_BLANK_LINE = re.compile(rb"\n\r?\n")
 
 
 def serve_pages(page: Sequence[Listener], listeners: Sequence[Listener], block: Block) -> None:
@@ -41,7 +48,7 @@ def serve_metrics(sock: socket.socket, block: Block) -> None:
     """Answers HTTP requests on ``sock``, a listening socket, for ever.
 
     ``/metrics``: the block, in the format that the client asks for. ``/healthz``: 200 while at least one
-    worker takes connections, else 503.
+    worker takes connections and its event loop turns, else 503.
     """
     registry = CollectorRegistry()
     registry.register(Collector(block))
@@ -60,6 +67,20 @@ class _Handler(MetricsHandler):
     error_message_format = "%(code)d %(message)s\n"
     error_content_type = "text/plain; charset=utf-8"
 
+    def handle(self) -> None:
+        request = b""
+        while not _BLANK_LINE.search(request):
+            data = self.request.recv(MAX_REQUEST - len(request))
+            if not data:
+                break
+            request += data
+            if len(request) == MAX_REQUEST:
+                self.command = self.requestline = self.request_version = ""
+                self.send_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+                return
+        self.rfile = io.BytesIO(request)
+        super().handle()
+
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         if path == "/metrics":
@@ -69,6 +90,19 @@ class _Handler(MetricsHandler):
             self._answer(200 if up else 503, "ok" if up else "no worker takes connections")
         else:
             self._answer(404, "not found: there are /metrics and /healthz")
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_OPTIONS(self) -> None:
+        self.send_response(204)
+        self.send_header("Allow", "GET, HEAD, OPTIONS")
+        self.end_headers()
+
+    def end_headers(self) -> None:
+        super().end_headers()
+        if self.command == "HEAD":
+            self.wfile = io.BytesIO()  # where a body goes that GET would send
 
     def _answer(self, status: int, line: str) -> None:
         body = f"{line}\n".encode()

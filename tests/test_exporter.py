@@ -10,14 +10,18 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from email.message import Message
+from pathlib import Path
 
 import pytest
+from processes import await_true
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from fastsmtp import _engine, exporter
+from fastsmtp import block as block_module
 from fastsmtp.block import Block
-from fastsmtp.exporter import MAX_CONNECTIONS, serve_metrics
+from fastsmtp.exporter import MAX_CONNECTIONS, MAX_REQUEST, serve_metrics
 
 
 class Exporter:
@@ -41,9 +45,12 @@ class Exporter:
         assert self.process.stdout.readline() == f"{line}\n"
 
     def get(self, path: str, **headers: str) -> tuple[int, Message, bytes]:
+        return self.ask("GET", path, **headers)
+
+    def ask(self, method: str, path: str, **headers: str) -> tuple[int, Message, bytes]:
         connection = http.client.HTTPConnection(*self.address, timeout=10)
         with contextlib.closing(connection):
-            connection.request("GET", path, headers=headers)
+            connection.request(method, path, headers=headers)
             response = connection.getresponse()
             return response.status, response.headers, response.read()
 
@@ -107,6 +114,96 @@ def test_healthz_is_200_while_a_worker_is_up(served: Exporter) -> None:
     assert served.get("/healthz")[0] == 503
 
 
+def test_healthz_is_503_while_no_event_loop_turns() -> None:
+    served = Exporter("10", "0.3")
+    try:
+        served.tell("up 0")
+        assert served.get("/healthz")[0] == 200
+        await_true(lambda: served.get("/healthz")[0] == 503, "503 for want of a heartbeat")
+        served.tell("beat 1")  # not up
+        assert served.get("/healthz")[0] == 503
+        served.tell("beat 0")
+        assert served.get("/healthz")[0] == 200
+        await_true(lambda: served.get("/healthz")[0] == 503, "503 for want of another heartbeat")
+    finally:
+        complaints = served.close()
+    assert complaints == ""
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/metrics?name[]=fastsmtp_workers"])
+def test_head_is_get_without_the_body(served: Exporter, path: str) -> None:
+    for change in ("up 0", "down 0"):
+        served.tell(change)
+        status, headers, page = served.get(path)
+        assert served.ask("HEAD", path)[0] == status
+        assert set(served.ask("HEAD", path)[1]) == set(headers)
+        assert served.ask("HEAD", path)[1]["Content-Length"] == headers["Content-Length"]
+        assert served.ask("HEAD", path)[2] == b""
+        assert page != b""
+        with served.connect() as client:  # http.client would not look
+            client.sendall(f"HEAD {path} HTTP/1.0\r\n\r\n".encode())
+            answer = b"".join(iter(lambda: client.recv(65536), b""))
+        assert answer.endswith(b"\r\n\r\n")
+        assert answer.count(b"\r\n\r\n") == 1
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/healthz"])
+def test_options_tells_what_there_is(served: Exporter, path: str) -> None:
+    status, headers, page = served.ask("OPTIONS", path)
+    assert (status, headers["Allow"], page) == (204, "GET, HEAD, OPTIONS", b"")
+
+
+def _resident(process: subprocess.Popen[str]) -> int:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(status.partition("\nVmRSS:")[2].split()[0]) >> 10
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc that tells of memory")
+def test_big_headers_cost_no_memory(served: Exporter) -> None:
+    assert served.get("/metrics")[0] == 200
+    before = _resident(served.process)
+    lines = [
+        b"GET /metrics HTTP/1.1\r\n",
+        *(b"x%d: " % number + b"y" * 60_000 + b"\r\n" for number in range(90)),
+    ]
+
+    def flood(_: int) -> bytes:
+        with served.connect() as client:
+            with contextlib.suppress(ConnectionError):
+                for line in lines:
+                    client.sendall(line)
+                client.sendall(b"\r\n")
+            with contextlib.suppress(ConnectionError):
+                return client.recv(65536)
+            return b""
+
+    with ThreadPoolExecutor(MAX_CONNECTIONS) as threads:
+        answers = list(threads.map(flood, range(MAX_CONNECTIONS)))
+    growth = _resident(served.process) - before
+    print(
+        f"\n{MAX_CONNECTIONS} requests of {sum(map(len, lines)) >> 20} MiB: the page's process grew by {growth} MiB"
+    )
+    assert growth < 20
+    assert not any(b" 200 " in answer for answer in answers)
+    assert served.get("/metrics")[0] == 200
+
+
+def test_a_header_that_is_too_large_is_told_so(served: Exporter) -> None:
+    with served.connect() as client:
+        client.sendall(b"GET /metrics HTTP/1.1\r\nx: ".ljust(MAX_REQUEST, b"y"))
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.0 431 ")
+
+
+def test_a_request_may_come_in_pieces(served: Exporter) -> None:
+    with served.connect() as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for octet in b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n":
+            client.sendall(bytes([octet]))
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.0 200 ")
+
+
 @pytest.mark.parametrize("path", ["/", "/metric", "/metrics/", "/healthz/../metrics", "//"])
 def test_another_path_is_404_and_told_what_there_is(served: Exporter, path: str) -> None:
     status, _, page = served.get(path)
@@ -162,7 +259,7 @@ def test_many_idle_clients_do_not_keep_a_scraper_away(served: Exporter) -> None:
 
 
 def test_who_sends_or_reads_too_slowly_is_cut_off() -> None:
-    served = Exporter("0.3")
+    served = Exporter("0.3", "10")
     try:
         with served.connect() as silent, served.connect() as dripping:
             closed = threading.Event()
@@ -192,9 +289,10 @@ def test_who_sends_or_reads_too_slowly_is_cut_off() -> None:
 # --- as a script: the exporter, and a thread that changes the block -----------------------------------------
 
 
-def serve(timeout: float) -> None:
+def serve(timeout: float, healthy: float) -> None:
     exporter.REQUEST_TIMEOUT = timeout
     exporter._Handler.timeout = timeout
+    block_module.HEALTHY = healthy
     block = Block(2)
     counters = _engine.Counters(block.slot(0))
     listener = socket.create_server(("127.0.0.1", 0), backlog=128)
@@ -205,6 +303,8 @@ def serve(timeout: float) -> None:
             verb, number = line.split()
             if verb == "count":
                 counters.add(_engine.index("fastsmtp_connections_total"), int(number))
+            elif verb == "beat":
+                _engine.Counters(block.slot(int(number))).set(block_module.HEARTBEAT, time.monotonic_ns())
             else:
                 (block.note_up if verb == "up" else block.note_down)(int(number))
             print(line, end="", flush=True)
@@ -214,4 +314,4 @@ def serve(timeout: float) -> None:
 
 
 if __name__ == "__main__":
-    serve(float(sys.argv[1]) if len(sys.argv) > 1 else 10.0)
+    serve(*map(float, sys.argv[1:] or ["10", "10"]))
