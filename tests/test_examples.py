@@ -406,3 +406,12 @@ def test_alert_rules_name_real_series() -> None:
     used = {name for line in expressions for name in re.findall(r"fastsmtp_\w+", line)}
     assert used
     assert used <= series
+
+
+def test_the_unit_starts_what_the_readme_installs_and_has_the_folder_of_its_socket() -> None:
+    deployment = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    unit = dict(re.findall(r"^(ExecStart|RuntimeDirectory)=(.*)$", deployment, re.MULTILINE))
+    environment, _, command = unit["ExecStart"].split()[0].rpartition("/bin/")
+    assert command == "fastsmtp"
+    assert f"python3 -m venv {environment}\n" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"`unix:/run/{unit['RuntimeDirectory']}/" in deployment
