@@ -20,6 +20,10 @@ build: .venv/built
 .venv/built: $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "fastsmtp needs Python 3.11 or later; $(PYTHON) is `$(PYTHON) -V 2>&1`. Try: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || \
+	  { echo "fastsmtp needs the header files of $(PYTHON) (Debian: apt install python3-dev)" >&2; exit 1; }
+	@command -v $(firstword $(CC)) > /dev/null || command -v gcc > /dev/null || \
+	  { echo "fastsmtp needs a C compiler (Debian: apt install build-essential)" >&2; exit 1; }
 	@test -x $(BIN)/python || { echo "build: makes the environment .venv with `$(PYTHON) -V 2>&1`"; $(PYTHON) -m venv .venv; }
 	@echo "build: installs what fastsmtp needs into .venv and compiles its core; about a minute on two CPUs"
 	@$(PIP_INSTALL) -e .
