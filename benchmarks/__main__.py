@@ -397,9 +397,8 @@ def hostile_command(
         raise click.ClickException(str(error)) from None
     pins = pinned(pin)
     contenders, gaps = available(only, ("fastsmtp",))
-    if beside is not None:
-        builds(contenders, beside)
-    found = facts(contenders, pins)
+    others = [] if beside is None else builds(contenders, beside)
+    found = facts([*contenders, *others], pins)
     with certificate(any(each.tls for each in scenarios)) as (pem, key):
         tables = storms(
             contenders,

@@ -30,11 +30,14 @@ def describe() -> dict[str, str]:
 
 
 def versions(contenders: Iterable[Contender]) -> dict[str, str]:
-    """The versions of the servers by name; fastsmtp is one, whichever way it is run."""
-    found = {each.name: each.version() for each in contenders if each.name != FLOOR}
-    ours = [name for name in found if name.startswith("fastsmtp-")]
-    for name in ours:
-        found["fastsmtp"] = found.pop(name)
+    """The versions of the servers by name; each build of fastsmtp is one, whichever way it is run."""
+    found: dict[str, str] = {}
+    for each in contenders:
+        name = each.name
+        if name.startswith("fastsmtp"):
+            name = "fastsmtp, the other build" if name.endswith("-beside") else "fastsmtp"
+        if name != FLOOR and name not in found:
+            found[name] = each.version()
     return found
 
 
