@@ -63,6 +63,14 @@ def available(
     return contenders, gaps
 
 
+def with_builds(
+    found: tuple[list[Contender], dict[str, str]], tree: Path | None
+) -> tuple[list[Contender], dict[str, str]]:
+    """What `available` found, and ours once more if another tree is given."""
+    contenders, gaps = found
+    return [*contenders, *(builds(contenders, tree) if tree else ())], gaps
+
+
 def builds(contenders: Sequence[Contender], tree: Path) -> list[Contender]:
     """Ours once more, of another tree."""
     found = [Beside(each, tree) for each in contenders if each.name.startswith("fastsmtp")]
@@ -161,9 +169,7 @@ def main(
     rows = [row for row in ROWS if row.name in wanted or row.group in wanted]
     terms = Terms(rounds=repeat, messages=messages, patience=patience, pins=pinned(pin))
     need_client(rows)
-    contenders, gaps = available(only)
-    if beside is not None:
-        contenders += builds(contenders, beside)
+    contenders, gaps = with_builds(available(only), beside)
     plan = [(row, [each for each in contenders if each.like in row.servers]) for row in rows]
     runnable = [(row, each) for row, those in plan for each in those if not missing(row, each)]
     if not runnable:
@@ -252,17 +258,20 @@ def show(
 
 @main.command("idle")
 @option_only
+@option_beside
 @option_json
 @click.option(
     "--connections", "counts", type=click.IntRange(min=1), multiple=True, default=IDLE, show_default=True
 )
-def idle_command(only: str | None, json_path: Path | None, counts: Sequence[int]) -> None:
+def idle_command(
+    only: str | None, beside: Path | None, json_path: Path | None, counts: Sequence[int]
+) -> None:
     """Idle connections after EHLO: memory of each, and how fast a new client is answered."""
     try:
         need_descriptors(max(counts))
     except BenchmarkError as error:
         raise click.ClickException(str(error)) from None
-    contenders, gaps = available(only, FASTER)
+    contenders, gaps = with_builds(available(only, FASTER), beside)
     found = facts(contenders, Pins())
     tables = []
     for count in counts:
@@ -273,14 +282,17 @@ def idle_command(only: str | None, json_path: Path | None, counts: Sequence[int]
 
 @main.command("large")
 @option_only
+@option_beside
 @option_json
 @click.option("--clients", type=click.IntRange(min=1), default=20, show_default=True)
 @click.option(
     "--size", type=click.IntRange(min=1), default=50_000_000, show_default=True, help="Octets of a message."
 )
-def large_command(only: str | None, json_path: Path | None, clients: int, size: int) -> None:
+def large_command(
+    only: str | None, beside: Path | None, json_path: Path | None, clients: int, size: int
+) -> None:
     """Large messages at once: peak memory, and the longest wait of a NOOP meanwhile."""
-    contenders, gaps = available(only, FASTER)
+    contenders, gaps = with_builds(available(only, FASTER), beside)
     found = facts(contenders, Pins())
     title = f"{clients} clients, {size:,} octets each, at once, one worker"
     tables = [each_server("large", title, clients, contenders, lambda each: large(each, clients, size))]
