@@ -53,7 +53,6 @@ _SERVICE_LINK = re.compile(
 _MEANT = {
     "port": "listen",
     "host": "listen",
-    "address": "listen",
     "bind": "listen",
     "cert": "tls_certificate",
     "key": "tls_key",
