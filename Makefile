@@ -49,7 +49,7 @@ run: build
 	$(BIN)/fastsmtp serve --listen $(LISTEN) --deliver maildir:./mail --metrics "$(METRICS)" $(ARGS)
 
 test: .venv/tested-with
-	@echo "test: all tests take about five minutes on two CPUs; make test ARGS=tests/test_body.py runs some of them"
+	@echo "test: all tests take about six minutes on two CPUs; make test ARGS=tests/test_body.py runs some of them"
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: .venv/linted-with
