@@ -3,6 +3,7 @@
 import os
 import resource
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,47 @@ def mount(folder: Path, size: str = "256k") -> None:
 def unmount(folder: Path) -> None:
     """Takes the file system away, also while it is in use."""
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+class FreezableDisk:
+    """A file system that can be made to hang."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @contextmanager
+    def frozen(self, *, for_seconds: float = 30.0) -> Iterator[None]:
+        """While whoever writes to it waits, or for a time: the thread that would end it may be one that waits."""
+        subprocess.run(["fsfreeze", "-f", str(self.folder)], check=True)
+        timer = threading.Timer(for_seconds, self._thaw)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            self._thaw()
+
+    def _thaw(self) -> None:
+        subprocess.run(["fsfreeze", "-u", str(self.folder)], capture_output=True)
+
+
+@contextmanager
+def freezable_disk(parent: Path) -> Iterator[FreezableDisk]:
+    """A file system of its own, mounted below ``parent``; skips where mounting is not allowed."""
+    folder, image = parent / "freezable", parent / "image"
+    folder.mkdir()
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    commands = [["mkfs.ext4", "-q", str(image)], ["mount", "-o", "loop", str(image), str(folder)]]
+    for command in [["fsfreeze", "--version"], *commands]:
+        try:
+            subprocess.run(command, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"cannot mount a file system that can be frozen: {error}")
+    try:
+        yield FreezableDisk(folder)
+    finally:
+        unmount(folder)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 import uvloop
-from disks import mount, open_files, small_disk, unmount
+from disks import freezable_disk, mount, open_files, small_disk, unmount
 from servers import Client, on_both_loops, serve, until
 from wires import TO_DATA
 
@@ -809,12 +809,49 @@ async def test_without_syncs_small_messages_are_safe_at_once_until_the_disk_is_s
             patch.setattr(os, "fsync", lambda _: pytest.fail("synced"))
             assert isinstance(sink.deliver(a_session(), an_envelope()), str)
             await deliver(sink, an_envelope(body=Body.in_memory(CONTENT * 20_000)))
-        monkeypatch.setattr(fastsmtp.sinks.maildir, "_SLOW", 0.0)  # any disk is slow
-        sink.deliver(a_session(), an_envelope())
+        monkeypatch.setattr(fastsmtp.sinks.maildir, "_SLOW_FOR", 0.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(fastsmtp.sinks.maildir, "_SLOW", 0.0)  # any disk is slow
+            assert isinstance(sink.deliver(a_session(), an_envelope()), str)
+            for _ in range(
+                3
+            ):  # none of them on the loop: the time that is given to a slow disk is over, but it is slow
+                answer = sink.deliver(a_session(), an_envelope())
+                assert isinstance(answer, asyncio.Future)
+                await asyncio.wait_for(answer, DEADLINE)
+        monkeypatch.setattr(fastsmtp.sinks.maildir, "_SLOW", DEADLINE)
         answer = sink.deliver(a_session(), an_envelope())
-        assert isinstance(answer, asyncio.Future)
+        assert isinstance(answer, asyncio.Future)  # the thread finds that it is quick again
         await asyncio.wait_for(answer, DEADLINE)
-    assert len(mail_in(tmp_path)) == 4
+        await until(lambda: sink._quick)
+        assert isinstance(sink.deliver(a_session(), an_envelope()), str)
+    assert len(mail_in(tmp_path)) == 8
+
+
+@pytest.mark.asyncio
+async def test_a_disk_that_hangs_again_and_again_stops_the_loop_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fastsmtp.sinks.maildir, "_SLOW_FOR", 0.0)
+    with freezable_disk(tmp_path) as disk:
+        async with opened(f"{disk.folder}/{{local}}", "?sync=no") as sink:
+            await deliver(sink, an_envelope())
+            await until(lambda: sink._quick)
+            with disk.frozen(for_seconds=0.2):
+                assert isinstance(sink.deliver(a_session(), an_envelope()), str)
+            for recipient in "ben@b.example", "new@b.example":
+                with disk.frozen():
+                    answer = sink.deliver(a_session(), an_envelope(recipient))
+                    assert isinstance(answer, asyncio.Future)
+                    for _ in range(100):
+                        await asyncio.sleep(0)
+                    assert not answer.done()
+                await asyncio.wait_for(answer, DEADLINE)
+            with disk.frozen():
+                answer = sink.deliver(a_session(), an_envelope("other@b.example"))
+                assert isinstance(answer, asyncio.Future)  # it makes folders
+            await asyncio.wait_for(answer, DEADLINE)
+        assert len(mail_in(disk.folder / "ben")) == 3
 
 
 # Failures

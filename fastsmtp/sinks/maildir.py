@@ -48,7 +48,8 @@ _LARGE_THREADS = 4
 _OPEN_DRAFTS = 64  # of a batch
 
 # Without syncs a small delivery is work of the page cache, 25 us; to hand it to a thread costs as much again.
-# Where it turns out to take longer (NFS, a disk that cannot follow) the threads do it for a while.
+# Where it turns out to take longer (NFS, a disk that cannot follow, one that hangs) the thread does it, until it has
+# been quick again for a while: a disk that hangs now and then stops the loop once.
 _AT_ONCE = 64 * 1024
 _SLOW = 0.002
 _SLOW_FOR = 10.0
@@ -133,7 +134,8 @@ class Maildir(Sink):
         self._done: deque[_Delivery] = deque()
         self._lanes: tuple[Lane[_Delivery], ...] = ()  # for ordinary messages, for mailboxes, for large ones
         self._waking = False
-        self._not_at_once_before = 0.0
+        self._quick = True  # deliveries without syncs are quick
+        self._slow_until = 0.0
         self._mounts: set[bytes] = set()  # mount points: the root's, and those seen beneath it
         self._device = 0  # of the root
 
@@ -160,7 +162,7 @@ class Maildir(Sink):
         self._loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._prepare)
         self._lanes = (
-            Lane("maildir", self._commit, threads=1, batch=_BATCH),
+            Lane("maildir", self._commit if self._sync else self._commit_and_look, threads=1, batch=_BATCH),
             Lane("maildir-mailboxes", self._commit, threads=1, batch=_MAILBOXES_BATCH),
             Lane("maildir-large", self._commit, threads=_LARGE_THREADS, batch=1),
         )
@@ -239,16 +241,21 @@ class Maildir(Sink):
         return delivery
 
     def _try_at_once(self, delivery: _Delivery) -> bool:
-        if delivery.body.size > _AT_ONCE:
+        if not self._quick or delivery.body.size > _AT_ONCE:
             return False
-        begin = time.monotonic()
-        if begin < self._not_at_once_before:
-            return False
+        began = time.monotonic()
         self._deliver_all([delivery])
-        end = time.monotonic()
-        if end - begin > _SLOW:
-            self._not_at_once_before = end + _SLOW_FOR
+        self._look(began, 1)
         return True
+
+    def _look(self, began: float, messages: int) -> None:
+        """Whether deliveries are quick, after some that took since ``began``."""
+        now = time.monotonic()
+        if now - began > _SLOW * messages:
+            self._quick = False
+            self._slow_until = now + _SLOW_FOR
+        elif now >= self._slow_until:
+            self._quick = True
 
     def _finish(self) -> None:
         self._waking = False  # before the queue is emptied: who comes later wakes the loop again
@@ -263,6 +270,12 @@ class Maildir(Sink):
                 future.set_exception(delivery.error)
 
     # On a lane's thread
+
+    def _commit_and_look(self, batch: list[_Delivery]) -> list[_Delivery]:
+        began = time.monotonic()
+        unfinished = self._commit(batch)
+        self._look(began, len(batch))
+        return unfinished
 
     def _commit(self, batch: list[_Delivery]) -> list[_Delivery]:
         for delivery in batch:
