@@ -145,11 +145,11 @@ def holders(server: Server) -> list[int]:
 
 
 def spilled(pid: int) -> Iterator[int]:
-    """Octets on disk by open regular file without a name."""
+    """Octets on disk by open regular file without a name; the log, on descriptors 0 to 2, is none."""
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(OSError):  # closed meanwhile
             found = descriptor.stat()
-            if S_ISREG(found.st_mode) and not found.st_nlink:
+            if int(descriptor.name) > 2 and S_ISREG(found.st_mode) and not found.st_nlink:
                 yield found.st_blocks * 512
 
 
