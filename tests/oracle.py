@@ -337,7 +337,7 @@ def normalized(content: bytes) -> bytes:
             crs = piece.count(b"\r")
             strays = max(0, crs - 8) if piece.endswith(b"\n") else crs
         for _ in range(strays):
-            in_header = in_header and b"\r\n\r\n" not in b"\r\n" + out and len(out) <= 256 * 1024
+            in_header = in_header and b"\r\n\r\n" not in b"\r\n" + out and len(out) <= 64 * 1024
             out += b" " if in_header else b"\r\n"
         out += piece if piece[:1] not in b"\r\n" else b"\r\n" if piece.endswith(b"\n") else b""
     return bytes(out)

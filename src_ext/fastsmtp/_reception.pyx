@@ -99,10 +99,8 @@ cdef class Reception:
         """
         cdef size_t taken
         self.busy = True
-        try:
-            taken = self._take(dialogue, p, n)
-        finally:
-            self.busy = False
+        taken = self._take(dialogue, p, n)
+        self.busy = False
         if self.content.too_big:
             self.drop()
         else:
