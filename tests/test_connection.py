@@ -123,6 +123,9 @@ async def test_a_dialog_that_the_client_sends_without_waiting(dialog: Dialog, wa
             except OSError:
                 assert dialog.closed  # while the client was still speaking
             replies = await client.rest()
+        if "hooks wait" in way and b"\n" not in dialog.wire:
+            assert replies == []  # who leaves before the greeting, without a whole line, is not waited for
+            return
         result = summary(replies, handler.messages, dialog.closed)
         assert result == oracle(dialog.wire, Limits(**dialog.settings))
 
@@ -539,30 +542,47 @@ async def test_a_vanished_spill_folder_defers_large_messages_and_no_others(
     assert "spill" in caplog.text
 
 
+class Holds(Keeps):
+    """Has each message in its memory until it may go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = asyncio.Event()
+        self.asked = 0
+
+    async def handle_DATA(  # type: ignore[override]
+        self, server: object, session: Session, envelope: Envelope
+    ) -> str:
+        self.asked += 1
+        await self.go.wait()
+        return super().handle_DATA(server, session, envelope)
+
+
 @on_both_loops
-async def test_the_memory_budget_defers_messages_until_there_is_room_again() -> None:
-    handler = Keeps()
+async def test_beyond_the_memory_budget_messages_go_to_files_and_those_that_will_not_fit_are_refused_first() -> (
+    None
+):
+    handler = Holds()
     async with await serve(handler, memory_budget="1MiB", spill_threshold="1MiB") as server:
         clients = [await Client.greeted(server) for _ in range(4)]
-        first, second, third, fourth = clients
-        for client in (first, second, third):
-            await client.send(TO_DATA)
-            assert await client.codes(3) == [250, 250, 354]
-        for client in (first, second):
-            before = counted(server, "received_bytes_total")
-            await client.send(LARGE * 400)
-            await until(lambda: counted(server, "received_bytes_total") == before + len(LARGE) * 400)  # noqa: B023
-        await third.send(LARGE * 700)
-        assert (await third.says(b".\r\n")).startswith("452 4.3.1")
-        assert (await fourth.says(b"MAIL FROM:<>\r\n")).startswith("452 4.3.1")
-        assert (await first.ask(b".\r\n")).code == 250
-        assert (await second.ask(b".\r\n")).code == 250
-        for client in (third, fourth):
-            await client.send(TO_DATA + LARGE * 400 + b".\r\n")
+        await clients[0].send(TO_DATA + LARGE * 400 + b".\r\n")
+        await until(lambda: handler.asked == 1)
+        assert (await clients[3].says(b"MAIL FROM:<> SIZE=1048576\r\n")).startswith(
+            "452 4.3.1 Insufficient memory"
+        )
+        for client in clients[1:3]:
+            await client.send(TO_DATA + LARGE * 700 + b".\r\n")
+        await until(lambda: handler.asked == 3)
+        assert counted(server, "spilled_messages_total") >= 1
+        handler.go.set()
+        for client in clients[:3]:
             assert await client.codes(4) == [250, 250, 354, 250]
-        assert keep_everything(handler) == [LARGE * 400] * 4
+        await clients[3].send(TO_DATA + LARGE * 400 + b".\r\n")
+        assert await clients[3].codes(4) == [250, 250, 354, 250]
+        assert sorted(map(len, keep_everything(handler))) == [
+            len(LARGE) * count for count in (400, 400, 700, 700)
+        ]
         assert counted(server, "buffered_bytes") == 0
-        assert counted(server, "messages_total", "deferred") == 1
         for client in clients:
             client.socket.close()
 

@@ -36,7 +36,7 @@ cdef enum:
     TLS_HANDSHAKE = 0x16        # the first octet of a TLS record that no SMTP client in clear begins with
 
 # Seconds that the commands of a turn may take when there are many.
-cdef double TURN = 100e-6
+cdef double TURN = 250e-6
 
 # What the log calls the verb of a command; by ``command.verb``.
 LOG_STAGES = tuple(verb.lower() for verb in VERB_NAMES) + ("connect",)
@@ -166,7 +166,8 @@ cdef class Wire:
             if self._waits():
                 # One read may be kept; then nothing more is read until there is an answer.
                 self._keep(p, nbytes, True)
-                self.pause_reading()
+                if self.phase != PHASE_NEW or self.tail_length > SMALL_TAIL:
+                    self.pause_reading()    # before the greeting only the next read tells that the client has left
                 return self._flush() if self.phase == PHASE_CLOSED else 0   # the budget had no room for it
             if self.tail_length:
                 memcpy(p - self.tail_length, self.tail, self.tail_length)
@@ -203,10 +204,12 @@ cdef class Wire:
 
     @property
     def pending(self):
-        """Whether there are commands of the client that wait to be done. Before the greeting there are none, unless
-        the client talks early.
+        """Whether there are commands of the client that wait to be done. Before the greeting that is a whole line, of
+        a client that talks early.
         """
-        return self.asking > ASK_CONNECT or self.tail_pending
+        if self.phase == PHASE_NEW:
+            return self.tail_length and memchr(self.tail, b"\n", self.tail_length) != NULL
+        return self.asking != ASK_NOTHING or self.tail_pending
 
     cdef bint _waits(self) noexcept:
         """Whether nothing that the client sends can be taken now."""
