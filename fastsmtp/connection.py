@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from fastsmtp._core import Dialogue
 from fastsmtp._engine import STAGES, Block, Engine, index
@@ -23,10 +23,9 @@ from fastsmtp._stream import Stream
 from fastsmtp.body import Body, Spill
 from fastsmtp.envelope import Envelope
 from fastsmtp.errors import SMTPError
-from fastsmtp.hooks import Call, Plan, settled
-from fastsmtp.replies import NotAReply, from_error, from_lines, from_status
-
-log = logging.getLogger("fastsmtp")
+from fastsmtp.hooks import Call, Plan, cause_of, contained, guarded, is_cancellation, settled
+from fastsmtp.logs import Noise, brief_repr, describe
+from fastsmtp.replies import NotAReply, from_lines, from_status, refusal
 
 _DATA = ASKS.index("DATA")
 _EHLO = ASKS.index("EHLO")
@@ -42,7 +41,7 @@ class Site:
     """What all connections of a worker share beyond the engine.
 
     ``queues`` says that what answers DATA is a sink, whose result is a queue id. ``tls`` is the context of TLS,
-    whose handshake takes at most ``tls_timeout`` seconds.
+    whose handshake takes at most ``tls_timeout`` seconds. ``noise`` is what the connections have to say in the log.
     """
 
     def __init__(
@@ -55,6 +54,7 @@ class Site:
         executor: Executor | None = None,
         tls: ssl.SSLContext | None = None,
         tls_timeout: float = 30.0,
+        noise: Noise | None = None,
     ) -> None:
         self.plan = plan
         self.loop = loop
@@ -63,7 +63,7 @@ class Site:
         self.executor = executor
         self.tls = tls
         self.tls_timeout = tls_timeout
-        self.last_complaint = 0.0
+        self.noise = noise if noise is not None else Noise(loop)
         self.goodbyes: set[asyncio.Future[Any]] = set()  # the loop itself keeps no task alive
 
 
@@ -71,6 +71,8 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
     """A client's connection; hooks get it as ``server``."""
 
     __slots__ = ("_at_eof", "_implicit_tls", "_paused", "_pending", "_site", "transport")
+
+    _log: ClassVar[logging.Logger] = logging.getLogger("fastsmtp")
 
     def __init__(self, engine: Engine, site: Site, implicit_tls: bool = False) -> None:
         self._site = site
@@ -104,7 +106,7 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
     def ehlo_lines(self) -> list[str]:
         """The lines that EHLO is answered with, for the EHLO hook to change."""
         name = "EHLO_TLS" if self.session.tls else "EHLO"
-        return self.rules.book[name].decode().splitlines()
+        return self.rules.book[name].decode().split("\r\n")[:-1]
 
     # --- the transport's calls ------------------------------------------------------------------------------
 
@@ -124,12 +126,13 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         if call is not None:
             try:
                 result = self._call_unasked(call)
-                if asyncio.iscoroutine(result) or asyncio.isfuture(result):
+                if asyncio.iscoroutine(result):
+                    result = self._site.loop.create_task(guarded(result))
+                if asyncio.isfuture(result):
                     # Not in _pending: a hook for the message may be under way and is heard to its end.
-                    future = asyncio.ensure_future(result, loop=self._site.loop)
-                    self._site.goodbyes.add(future)
-                    future.add_done_callback(self._disconnected)
-            except Exception as error:
+                    self._site.goodbyes.add(result)
+                    result.add_done_callback(self._disconnected)
+            except BaseException as error:
                 self._complain("handle_DISCONNECT", error, STAGES.index("disconnect"))
         self.transport = None
 
@@ -180,11 +183,7 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         self._site.loop.call_soon(self.take_turn)
 
     def failed(self, error: Exception) -> None:
-        # A full disk fails every message; one line a second says it.
-        now = time.monotonic()
-        if now - self._site.last_complaint >= 1.0:
-            self._site.last_complaint = now
-            log.error("cannot spill a message: %s: %s", type(error).__name__, error)
+        self._say(logging.ERROR, "spill", "cannot spill a message: %s", describe(error))
 
     def ask(self, kind: int, argument: Any, options: list[str] | None) -> bytes | None:
         call = self._site.plan.calls[kind]
@@ -195,12 +194,12 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
                 assert self.envelope is not None
                 self.envelope.body = _body(argument)
             result = call(self, argument, options)
-        except Exception as error:
+        except BaseException as error:  # whatever it is, it is this client's alone, and no worker ends for it
             return self._failure(kind, error)
         if type(result) is str:
             return self._reply(kind, result)
         if asyncio.iscoroutine(result):
-            future: asyncio.Future[Any] = self.task_of(result)
+            future: asyncio.Future[Any] = self.task_of(guarded(result))
         elif asyncio.isfuture(result):
             future = result
         elif result is LATER:
@@ -230,7 +229,8 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
     def expire(self, state: str) -> None:
         pending, self._pending = self._pending, None
         if pending is not None:
-            log.error("a hook took longer than %g s and was given up", time.monotonic() - self.asked_at)
+            took = time.monotonic() - self.asked_at
+            self._say(logging.ERROR, "time", "a hook took longer than %g s and was given up", took)
             pending.cancel()
         super().expire(state)
         if self._at_eof:
@@ -253,7 +253,7 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
 
     def in_thread(self, function: Callable[..., object], *args: object) -> asyncio.Future[object]:
         """Runs a blocking hook on the worker's threads."""
-        return self._site.loop.run_in_executor(self._site.executor, function, *args)
+        return self._site.loop.run_in_executor(self._site.executor, contained, function, *args)
 
     def secure(self) -> None:
         transport, context = self.transport, self.tls_context
@@ -308,12 +308,17 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
     def tls_failed(self, error: Exception) -> None:
         """Called when the handshake came to nothing; the connection is closed."""
         self.engine.counters.add(_TLS_FAILED)
-        log.info("TLS handshake with %s failed: %s", self.session.peer, error)
+        self.know_peer()
+        peer = peer_name(self.session.peer)
+        why = describe(error)
+        self._site.noise.say(self._log, logging.INFO, "TLS", "TLS handshake with %s failed: %s", peer, why)
 
     async def _accepts_tls(self, call: Call) -> bool:
         try:
             return bool(await settled(self._call_unasked(call)))
-        except Exception as error:
+        except BaseException as error:
+            if is_cancellation(error):
+                raise
             self._complain("handle_STARTTLS", error, STAGES.index("connect"))
             return False
 
@@ -340,7 +345,7 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         """The reply by a future that is done."""
         if future.cancelled():
             if not self.closed:
-                log.warning("handle_%s was cancelled", ASKS[kind])
+                self._say(logging.WARNING, "cancelled", "handle_%s was cancelled", ASKS[kind])
             return self.rules.book["HANDLER_FAILED"]
         if (error := future.exception()) is not None:
             return self._failure(kind, error)
@@ -359,7 +364,7 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
     def _reply(self, kind: int, result: object) -> bytes | None:
         try:
             if kind == _DATA and self._site.queues:
-                return b"250 2.0.0 Ok: queued as %s\r\n" % cast("str", result).encode()
+                return _queued(cast("str", result))
             if isinstance(result, (str, bytes)):
                 return from_status(result, kind)
             if kind == _EHLO and isinstance(result, list):
@@ -367,27 +372,56 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
             if kind == _CONNECT and result is None:
                 return self.rules.book["GREETING"]
             if isinstance(result, SMTPError):
-                return from_error(result, kind)
-            raise NotAReply(f"{result!r} is no reply")
+                return from_status(refusal(result), kind)
+            raise NotAReply(f"{brief_repr(result)} is no reply")
         except NotAReply as error:
             return self._failure(kind, error)
 
     def _failure(self, kind: int, error: BaseException) -> bytes | None:
         """The reply to a hook that failed, or ``None`` if ``answered`` will be called."""
+        error = cause_of(error)
         if isinstance(error, SMTPError):
             try:
-                return from_error(error, kind)
+                return self._refused(kind, error)
             except NotAReply as bad:
                 error = bad
-        self._complain(f"handle_{ASKS[kind]}", error, kind - 1)
+        if not self._was_left(error):
+            self._complain(f"handle_{ASKS[kind]}", error, kind - 1)
         return self.rules.book["HANDLER_FAILED"]
+
+    def _refused(self, kind: int, error: SMTPError) -> bytes | None:
+        """The reply that an ``SMTPError`` is. Raises ``NotAReply``."""
+        return from_status(refusal(error), kind)
+
+    def _was_left(self, error: BaseException) -> bool:
+        """Whether a hook ended because what it waited for, the client, is gone."""
+        return self.closed and isinstance(error, asyncio.CancelledError)
 
     def _complain(self, hook: str, error: BaseException, stage: int) -> None:
         self.engine.counters.add(_HANDLER_ERRORS + stage)
+        error = cause_of(error)
         if isinstance(error, NotAReply):
-            log.error("%s gave no reply: %s", hook, error)
+            self._say(logging.ERROR, (hook, NotAReply), "%s gave no reply: %s", hook, str(error))
         else:
-            log.error("%s failed: %s: %s", hook, type(error).__name__, error, exc_info=error)
+            text = describe(error)
+            self._say(logging.ERROR, (hook, type(error)), "%s failed: %s", hook, text, error=error)
+
+    def _say(
+        self,
+        level: int,
+        kind: object,
+        message: str,
+        *args: object,
+        error: BaseException | None = None,
+    ) -> None:
+        """Logs a line that names the session, unless there are too many of its kind."""
+        self.know_peer()
+        self._site.noise.say(self._log, level, kind, f"{message} (%s)", *args, self.who, error=error)
+
+    @property
+    def who(self) -> str:
+        """The session and its client, for the log."""
+        return f"session {self.session.id} of {peer_name(self.session.peer)}"
 
     def know_peer(self) -> None:
         """Looks the client's address up, once, when somebody is about to be told of the session."""
@@ -398,3 +432,18 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
 
 def _body(argument: bytes | Block | Spill) -> Body:
     return argument.body() if isinstance(argument, Spill) else Body.in_memory(argument)
+
+
+def _queued(name: str) -> bytes:
+    reply = f"250 2.0.0 Ok: queued as {name}\r\n"
+    if len(reply) <= 512 and name.isascii() and name.isprintable():
+        return reply.encode()
+    return from_status(reply, _DATA)
+
+
+def peer_name(peer: object) -> str:
+    """A client's address as people write it."""
+    if isinstance(peer, tuple) and len(peer) >= 2:
+        host, port = peer[:2]
+        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+    return "a local client" if peer == "" else "an unknown client"

@@ -24,6 +24,8 @@ from socket import socket as makesock
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, cast
 
 from fastsmtp.guests import Guests
+from fastsmtp.house import house_of
+from fastsmtp.logs import describe
 from fastsmtp.smtp import SMTP
 from fastsmtp.streams import StreamServer, listen, listen_unix
 
@@ -163,7 +165,7 @@ class BaseController(metaclass=ABCMeta):
     """What accepts, on its ``sockets``; ``None`` when not serving."""
 
     server_coro: Awaitable[Server] | None = None
-    _thread_exception: Exception | None = None
+    _thread_exception: BaseException | None = None
 
     _loop: asyncio.AbstractEventLoop | None
     _given_loop: asyncio.AbstractEventLoop | None
@@ -257,10 +259,18 @@ class BaseController(metaclass=ABCMeta):
             self.smtpd = smtpd
             if smtpd is None:
                 raise RuntimeError("factory() returned None")
-        except Exception as error:
+        except BaseException as error:
             self._thread_exception = error
             if self._factory_invoked.is_set():  # else start() raises it
-                log.exception("factory() failed, a client is sent away: %s: %s", type(error).__name__, error)
+                text = describe(error)
+                house_of(self.loop).noise.say(
+                    log,
+                    logging.ERROR,
+                    "factory",
+                    "factory() failed, a client is sent away: %s",
+                    text,
+                    error=error,
+                )
             return _FakeServer(self.loop)
         finally:
             self._factory_invoked.set()

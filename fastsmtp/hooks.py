@@ -6,17 +6,19 @@ and kinds (plain, ``async``, ``@blocking``). Refuses to know when a hook is call
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast
 
 from fastsmtp._rules import ASKS, HOOKS
 from fastsmtp.errors import ConfigError, SMTPError
+from fastsmtp.logs import describe as describe
 
 if TYPE_CHECKING:
     from asyncio import Future
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 # Called with the connection, the argument and the options of an ask; gives a status or an awaitable of one.
 Call: TypeAlias = "Callable[[Caller, Any, Any], Any]"
@@ -182,7 +185,7 @@ def _rescued(call: Call, rescue: Callable[..., Any]) -> Call:
     async def rescued(server: Caller, argument: Any, options: Any) -> Any:
         try:
             return await settled(call(server, argument, options))
-        except SMTPError:
+        except (SMTPError, Raised):
             raise
         except Exception as error:
             status = await settled(rescue(error))
@@ -196,6 +199,86 @@ def _rescued(call: Call, rescue: Callable[..., Any]) -> Call:
 async def settled(result: Any) -> Any:
     """What a hook gives, whether it is to be awaited or not."""
     return await result if inspect.isawaitable(result) else result
+
+
+# --- hooks that raise what is no Exception --------------------------------------------------------------------
+# asyncio ends the loop, and with it the worker, for SystemExit and KeyboardInterrupt in a task; it takes
+# CancelledError for a cancellation, which nobody hears of; and a future refuses StopIteration.
+
+
+class Raised(Exception):
+    """What a hook raised that is no ``Exception``, carried as one: ``error``."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """What the hook itself raised."""
+    return error.error if isinstance(error, Raised) else error
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Whether ``error``, caught in a task, is the cancellation of that task and not the hook's own mistake."""
+    if not isinstance(error, asyncio.CancelledError):
+        return False
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+class guarded(Coroutine[Any, Any, T]):
+    """A coroutine of a hook. Raises ``Raised`` in place of what is no ``Exception``; a task of it can be cancelled.
+
+    No ``async def``, which would leave a hook that is cancelled before its first step never awaited.
+    """
+
+    __slots__ = ("_hook",)
+
+    def __init__(self, hook: Coroutine[Any, Any, T]) -> None:
+        self._hook = hook
+
+    def send(self, value: Any) -> Any:
+        try:
+            return self._hook.send(value)
+        except Exception:  # StopIteration is the end
+            raise
+        except BaseException as error:
+            raise _as_exception(error) from None
+
+    def throw(self, *error: Any) -> Any:
+        try:
+            return self._hook.throw(*error)
+        except Exception:
+            raise
+        except BaseException as raised:
+            raise _as_exception(raised) from None
+
+    def close(self) -> None:
+        self._hook.close()
+
+    def __await__(self) -> Any:
+        return self
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        return self.send(None)
+
+
+def _as_exception(error: BaseException) -> BaseException:
+    return error if is_cancellation(error) else Raised(error)
+
+
+def contained(function: Callable[..., T], *args: object) -> T:
+    """What a function gives in a thread. Raises ``Raised`` in place of what no future takes."""
+    try:
+        return function(*args)
+    except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, StopIteration):
+            raise
+        raise Raised(error) from None
 
 
 def find_hook(handler: object, name: str) -> Callable[..., Any] | None:
@@ -234,8 +317,3 @@ def _by_module(file: str, name: str) -> str:
         return f"write the module's name, {base}:{name}, and start in {folder}"
     return f"write the module's name, {'.'.join([*folder.split('/'), base] if folder else [base])}:{name}"
 
-
-def describe(error: BaseException) -> str:
-    """An exception in one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

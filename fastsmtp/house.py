@@ -17,6 +17,7 @@ from fastsmtp._engine import Engine
 from fastsmtp._rules import Rules
 from fastsmtp.body import Spill
 from fastsmtp.connection import Site
+from fastsmtp.logs import Noise
 from fastsmtp.replies import native
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class House:
         self.engine = Engine(
             rules=rules, open_spill=lambda dialogue, beginning: Spill(spills), spill_threshold=_SPILL
         )
+        self.noise = Noise(loop)
         self.prepared: dict[object, dict[str, Any]] = {}
         self._ticking: asyncio.TimerHandle | None = None
         self._interval = _TICK
@@ -63,7 +65,7 @@ class House:
         if site is None:
             if len(self.sites) >= _REMEMBERED:
                 self.sites.clear()
-            site = self.sites[terms] = Site(terms.plan, self.loop, hostname="")
+            site = self.sites[terms] = Site(terms.plan, self.loop, hostname="", noise=self.noise)
         return site
 
     def prepare(self, alike: object, attributes: dict[str, Any]) -> None:

@@ -12,10 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from fastsmtp.connection import Connection
-from fastsmtp.hooks import find_hook
+from fastsmtp.hooks import find_hook, guarded
 from fastsmtp.proxy_protocol import ProxyData, ProxyParser
-
-log = logging.getLogger("mail.log")
 
 
 class Introduced(Connection):
@@ -53,24 +51,26 @@ class Introduced(Connection):
         self.session.proxy_data = data
         hook = find_hook(self.event_handler, "handle_PROXY")
         if not data:
-            log.warning("%r invalid PROXY handshake", self.session.peer)
+            self._say(logging.WARNING, "header", "invalid PROXY handshake")
             self._decide(False)
             return
         if hook is None:
-            log.warning("%r has a valid PROXY header, but there is no handle_PROXY", self.session.peer)
+            self._say(logging.WARNING, "handle_PROXY", "a valid PROXY header, but there is no handle_PROXY")
             self._decide(False)
             return
         try:
             result = self._call_unasked(
                 lambda server, *_: hook(server, server.session, server.envelope, data)
             )
-        except Exception as error:
+        except BaseException as error:
             self._complain("handle_PROXY", error, 0)
             self._decide(False)
             return
-        if asyncio.iscoroutine(result) or asyncio.isfuture(result):
-            self._introduction = asyncio.ensure_future(result, loop=self.loop)
-            self._introduction.add_done_callback(self._hook_done)
+        if asyncio.iscoroutine(result):
+            result = self.loop.create_task(guarded(result))
+        if asyncio.isfuture(result):
+            self._introduction = result
+            result.add_done_callback(self._hook_done)
         else:
             self._decide(bool(result))
 
@@ -90,5 +90,5 @@ class Introduced(Connection):
         if accepted:
             self.connect(self.writer(self.transport))
         else:
-            log.info("%r rejected by handle_PROXY", self.session.peer)
+            self._say(logging.INFO, "rejected", "rejected by handle_PROXY")
             self.transport.close()

@@ -13,8 +13,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastsmtp.connection import Connection
-
-log = logging.getLogger("mail.log")
+from fastsmtp.hooks import is_cancellation
+from fastsmtp.logs import describe
 
 
 class Pushing(Connection):
@@ -36,7 +36,7 @@ class Pushing(Connection):
 
     def write_by_pushing(self, octets: bytes) -> None:
         """Writes replies by way of ``push``."""
-        lines = octets.decode("utf-8", "surrogateescape").splitlines()
+        lines = octets.decode("utf-8", "surrogateescape").split("\r\n")[:-1]
         if self._pusher is not None:
             self._lines.extend(lines)
             return
@@ -47,8 +47,10 @@ class Pushing(Connection):
         try:
             while self._lines:
                 await self.push(self._lines.popleft())
-        except Exception as error:
-            log.error("push failed: %s: %s", type(error).__name__, error, exc_info=error)
+        except BaseException as error:
+            if is_cancellation(error):
+                raise
+            self._say(logging.ERROR, "push", "push failed: %s", describe(error), error=error)
             self._afterwards = super().hang_up
         finally:
             self._pusher = None

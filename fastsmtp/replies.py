@@ -4,11 +4,11 @@ Knows the texts and codes of each reply (RFC 5321 4.2, RFC 3463), and how a hook
 Refuses to know when a reply is given: that is the dialogue's.
 """
 
-from collections.abc import Collection, Mapping
-from functools import lru_cache
+from collections.abc import Collection, Mapping, Sequence
 
 from fastsmtp._rules import ASKS, Book
 from fastsmtp.errors import SMTPError
+from fastsmtp.logs import brief_repr, describe
 
 _NATIVE = {
     "MAIL": "250 2.1.0 Ok",
@@ -253,45 +253,117 @@ class NotAReply(ValueError):
 _ENHANCED = {("MAIL", "2"): "2.1.0", ("RCPT", "2"): "2.1.5", ("DATA", "5"): "5.6.0"}
 
 
-@lru_cache(maxsize=1024)
+# Most hooks have a few statuses for all of their mail. A long one is made anew each time: 1024 of them would be memory.
+_KNOWN = 1024
+_LONG = 512  # characters
+_known: dict[tuple[str | bytes, object], bytes] = {}
+
+_LONGEST_STATUS = 16 * 1024  # characters of a status that are sent
+_MOST_LINES = 128  # of it
+_LONGEST_TEXT = 512 - len("250 \r\n")  # octets of a line's text (RFC 5321 4.5.3.1.5)
+
+# What no client needs, and what its terminal or the next program would take for something else; a TAB is text.
+_CONTROLS = dict.fromkeys([*range(9), *range(10, 32), *range(127, 160)], "?")
+
+
 def from_status(status: str | bytes, kind: int) -> bytes:
     """The reply, with CRLF, that a hook of ``kind`` (a position in ``ASKS``) means by ``status``.
 
-    A status is a three-digit code and a text, in one or more lines; lines may have the code again. An
-    enhanced code is put in where there is none, but for the hello (RFC 2034 4). Raises ``NotAReply``.
+    A status is a three-digit code and a text, in one or more lines; lines may have the code again. It is one reply:
+    whatever stands behind a line end is a line of it. An enhanced code is put in where there is none, but for the
+    hello (RFC 2034 4). Raises ``NotAReply``.
     """
+    reply = _known.get((status, kind))
+    return reply if reply is not None else _remembered(status, kind, _with_enhanced(status, kind))
+
+
+def plain(status: str | bytes, encoding: str = "utf-8") -> bytes:
+    """As ``from_status``, where enhanced codes are not offered. Raises ``UnicodeEncodeError`` for what ``encoding``
+    does not have.
+    """
+    reply = _known.get((status, encoding))
+    if reply is None:
+        if isinstance(status, str) and encoding != "utf-8":
+            status[:_LONGEST_STATUS].encode(
+                encoding, "surrogateescape"
+            )  # whole, so that the error tells where
+        reply = _remembered(status, encoding, _put_together(*_taken_apart(status)))
+    return reply
+
+
+def part(status: str | bytes, encoding: str = "utf-8") -> bytes:
+    """As ``plain``, for what a program says by itself, before it gives its status or within a command that is its own:
+    ``250-text`` has more behind it, and 3yz is no end. What begins with no code is one line of text.
+    """
+    text = _as_text(status)
+    if isinstance(status, str) and encoding != "utf-8":
+        text.encode(encoding, "surrogateescape")
+    if not (text[:3].isascii() and text[:3].isdigit()):
+        return text.translate(_CONTROLS).encode("utf-8", "surrogateescape")[:_LONGEST_TEXT] + b"\r\n"
+    reply = _put_together(*_taken_apart(text, "2345"))
+    if text.rpartition("\n")[2][3:4] != "-":
+        return reply
+    last = reply.rfind(b"\n", 0, -1) + 1
+    return b"%s-%s" % (reply[: last + 3], reply[last + 4 :])
+
+
+def _remembered(status: str | bytes, how: object, reply: bytes) -> bytes:
+    if len(status) <= _LONG:
+        if len(_known) >= _KNOWN:
+            _known.clear()
+        _known[status, how] = reply
+    return reply
+
+
+def _with_enhanced(status: str | bytes, kind: int) -> bytes:
     code, texts = _taken_apart(status)
     command = ASKS[kind]
     enhanced = _ENHANCED.get((command, code[0]), f"{code[0]}.0.0")
     given = _is_enhanced(texts[0], code[0])
     if given:
         enhanced = texts[0].split(" ", 1)[0]
-    if given or command not in ("CONNECT", "HELO", "EHLO"):
-        # On every line (RFC 2034 4).
-        texts = [text if _is_enhanced(text, code[0]) else f"{enhanced} {text}".rstrip() for text in texts]
-    return _put_together(status, code, texts)
+    try:
+        if given or command not in ("CONNECT", "HELO", "EHLO"):
+            # On every line (RFC 2034 4).
+            texts = [text if _is_enhanced(text, code[0]) else f"{enhanced} {text}".rstrip() for text in texts]
+            return _put_together(code, texts, f"{enhanced} ")
+        return _put_together(code, texts)
+    except UnicodeEncodeError:
+        raise NotAReply(f"{brief_repr(status)} cannot be sent as UTF-8") from None
 
 
-@lru_cache(maxsize=1024)
-def plain(status: str | bytes) -> bytes:
-    """The reply, with CRLF, that ``status`` is, where enhanced codes are not offered. Raises ``NotAReply``."""
-    return _put_together(status, *_taken_apart(status))
+def _as_text(status: str | bytes) -> str:
+    text = status[:_LONGEST_STATUS]
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "surrogateescape")
+    return text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")
 
 
-def _taken_apart(status: str | bytes) -> tuple[str, list[str]]:
-    text = status.decode("utf-8", "replace") if isinstance(status, bytes) else status
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n").split("\n")
+def _taken_apart(status: str | bytes, classes: str = "245") -> tuple[str, list[str]]:
+    """The code of a status, and the texts of its lines."""
+    lines = _as_text(status).split("\n")
     code = lines[0][:3]
-    if not (len(code) == 3 and code.isascii() and code.isdigit() and code[0] in "245"):
-        raise NotAReply(f"{status!r} does not begin with a reply code of 2yz, 4yz or 5yz")
+    if not (len(code) == 3 and code.isascii() and code.isdigit() and code[0] in classes):
+        wanted = ", ".join(f"{first}yz" for first in classes)
+        raise NotAReply(f"{brief_repr(status)} does not begin with a reply code of {wanted}")
     return code, [line[4:] if line[:3] == code and line[3:4] in ("", " ", "-") else line for line in lines]
 
 
-def _put_together(status: str | bytes, code: str, texts: list[str]) -> bytes:
-    try:
-        return "".join(f"{line}\r\n" for line in _multiline(code, texts)).encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        raise NotAReply(f"{status!a} cannot be sent as UTF-8") from None
+def _put_together(code: str, texts: list[str], enhanced: str = "") -> bytes:
+    lines: list[bytes] = []
+    for text in texts[:_MOST_LINES]:
+        if not text.isprintable():
+            text = text.translate(_CONTROLS)
+        octets = text.encode("utf-8", "surrogateescape")
+        while len(octets) > _LONGEST_TEXT:
+            at = _LONGEST_TEXT
+            while octets[at] & 0xC0 == 0x80 and at > _LONGEST_TEXT - 3:
+                at -= 1  # not within a character
+            lines.append(octets[:at])
+            octets = enhanced.encode() + octets[at:]
+        lines.append(octets)
+    begun = b"".join(b"%s-%s\r\n" % (code.encode(), line) for line in lines[:-1])
+    return b"%s%s %s\r\n" % (begun, code.encode(), lines[-1])
 
 
 def from_lines(lines: list[str]) -> bytes:
@@ -299,14 +371,26 @@ def from_lines(lines: list[str]) -> bytes:
 
     Raises ``NotAReply``.
     """
-    if not all(isinstance(line, str) for line in lines) or len({line[:3] for line in lines}) != 1:
-        raise NotAReply(f"{lines!r} are not the lines of one reply")
-    return from_status("\n".join(lines), ASKS.index("EHLO"))
+    return from_status(_joined(lines), ASKS.index("EHLO"))
 
 
-def from_error(error: SMTPError, kind: int) -> bytes:
-    """The reply, with CRLF, that a raised ``SMTPError`` is. Raises ``NotAReply``."""
-    return from_status(error.reply, kind)
+def plain_lines(lines: list[str | bytes], encoding: str) -> bytes:
+    """As ``from_lines``, where enhanced codes are not offered. Raises ``UnicodeEncodeError``."""
+    return plain(_joined([_as_text(line) if isinstance(line, bytes) else line for line in lines]), encoding)
+
+
+def _joined(lines: Sequence[object]) -> str:
+    texts = [line for line in lines if isinstance(line, str)]
+    if len(texts) != len(lines) or len({text[:3] for text in texts}) != 1:
+        raise NotAReply(f"{brief_repr(lines)} are not the lines of one reply")
+    return "\n".join(texts)
+
+
+def refusal(error: SMTPError) -> str:
+    """The status that a raised ``SMTPError`` is. Raises ``NotAReply`` for one that says yes."""
+    if not (isinstance(error.code, int) and 400 <= error.code < 600):
+        raise NotAReply(f"{describe(error)} refuses nothing; an SMTPError has a code of 4yz or 5yz")
+    return error.reply
 
 
 def _is_enhanced(text: str, klass: str) -> bool:

@@ -18,8 +18,9 @@ from fastsmtp._rules import ASKS
 from fastsmtp.body import Body
 from fastsmtp.connection import Connection, Site
 from fastsmtp.errors import InternalConfusion, SMTPError
-from fastsmtp.hooks import settled
-from fastsmtp.replies import NotAReply, plain
+from fastsmtp.hooks import cause_of, guarded, settled
+from fastsmtp.logs import brief, brief_repr
+from fastsmtp.replies import NotAReply, plain, refusal
 from fastsmtp.sinks.trace import BEGINNING, separator
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ class SMTPConnection(Connection):
         """What a hook gives for what its callback gave."""
         rest = to_await(result)
         if asyncio.iscoroutine(rest):
-            rest = self.task_of(rest)  # which may have finished the request already
+            rest = self.task_of(guarded(rest))  # which may have finished the request already
         if rest is None or self._reply_now is None:
             return rest
         # The client gets its answer now, and the rest goes on beside the dialogue.
@@ -250,7 +251,7 @@ class SMTPConnection(Connection):
     def _call(self, callback: Callable[[], object]) -> None:
         try:
             callback()
-        except Exception as error:
+        except BaseException as error:
             self.complain(error)
 
     def _forget(self) -> None:
@@ -312,6 +313,7 @@ class SMTPConnection(Connection):
         return result if type(result) is bytes else plain(str(result))
 
     def _failure(self, kind: int, error: BaseException) -> bytes | None:
+        error = cause_of(error)
         request = self.request
         if kind == _DATA:
             if request is None:
@@ -321,12 +323,14 @@ class SMTPConnection(Connection):
             request.finished = True
         if isinstance(error, SMTPError):
             if error.log_message:
-                general_log.warning("%d %s", error.code, error.logged)
-        else:
+                general_log.warning("%d %s", error.code, brief(error.logged))
+        elif not self._was_left(error):
             self.complain(error, kind)
         try:
-            return self._explained(request, error)
-        except Exception as inner:
+            if isinstance(error, Exception):
+                return self._explained(request, error)
+            return self.rules.book["HANDLER_FAILED"]
+        except BaseException as inner:
             self.complain(inner, kind)
             return self.rules.book["HANDLER_FAILED"]
         finally:
@@ -339,15 +343,23 @@ class SMTPConnection(Connection):
         else:
             status = error if isinstance(error, SMTPError) else InternalConfusion()
         if isinstance(status, SMTPError):
-            status = status.reply
+            status = refusal(status)
         if not isinstance(status, str):
-            raise NotAReply(f"{status!r} is no reply")
+            raise NotAReply(f"{brief_repr(status)} is no reply")
         return plain(status)
 
     def complain(self, error: BaseException, kind: int = _DATA) -> None:
         """Logs an exception that nobody caught."""
         self.engine.counters.add(_HANDLER_ERRORS + kind - 1)
-        application_log.error("Uncaught exception in a request of %s", self.remote_ip, exc_info=error)
+        error = cause_of(error)
+        self._site.noise.say(
+            application_log,
+            logging.ERROR,
+            type(error),
+            "Uncaught exception in a request of %s",
+            self.who,
+            error=error,
+        )
 
 
 class Requests:

@@ -13,7 +13,7 @@ import socket
 import ssl
 import warnings
 from collections.abc import Awaitable, Callable, Iterable
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, TypeAlias, TypeVar, cast
 
 from fastsmtp._rules import ASKS
@@ -22,11 +22,12 @@ from fastsmtp.application import Application, RequestHandler
 from fastsmtp.authentication import AuthCallbackType, AuthenticatorType, login_always_fail
 from fastsmtp.envelope import Envelope, Session
 from fastsmtp.errors import SMTPError
-from fastsmtp.hooks import settled
+from fastsmtp.hooks import cause_of, guarded, settled
 from fastsmtp.house import House, forget_prepared, house_of, make_loop
 from fastsmtp.introduced import Introduced
 from fastsmtp.legacy import Legacy
-from fastsmtp.replies import as_status
+from fastsmtp.logs import brief_repr
+from fastsmtp.replies import NotAReply, as_status, part, plain, plain_lines, refusal
 from fastsmtp.sasl import CLIENT_AUTH_B as CLIENT_AUTH_B
 from fastsmtp.sasl import MISSING, AuthResult, LoginPassword, auth_mechanism, sanitize, sanitized_log
 from fastsmtp.sasl import VALID_AUTHMECH as VALID_AUTHMECH
@@ -119,6 +120,7 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
     tls_context: ssl.SSLContext | None = cast("ssl.SSLContext | None", Term())
     __ident__: str = cast("str", Term(__ident__))
 
+    _log = log
     replies_to_each = False  # recipient after DATA, as LMTP does
 
     _house: House
@@ -380,15 +382,15 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
 
     async def push(self, status: str | bytes) -> None:
         """Says a line, or some, to the client: adds CRLF, writes, and waits while the client does not read."""
-        octets = status if isinstance(status, bytes) else status.encode(self._encoding, "surrogateescape")
+        octets = part(status, self._encoding)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("%r << %r", self.session.peer, octets)
         if self._pushes:
             await self.pushed()
             if self.transport is not None and not self.transport.is_closing():
-                self.transport.write(octets + b"\r\n")
+                self.transport.write(octets)
         else:
-            self.tell(octets + b"\r\n")
+            self.tell(octets)
         if self._writable is not None:
             await asyncio.shield(self._writable)
 
@@ -417,7 +419,7 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
         """
         if hasattr(self.event_handler, "handle_exception"):
             return cast("str", await settled(self.event_handler.handle_exception(error)))
-        log.error("%r SMTP session exception", self.session.peer, exc_info=error)
+        self._say(logging.ERROR, type(error), "SMTP session exception", error=error)
         return _status_of_error(error)
 
     async def check_helo_needed(self, helo: str = "HELO") -> bool:
@@ -463,48 +465,51 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
     # --- answers --------------------------------------------------------------------------------------------
 
     def _reply(self, kind: int, result: object) -> bytes | None:
-        statuses: Iterable[object] = (result,)
         if result is None and kind in _MAY_BE_SILENT:
             return b""
-        each = kind == _DATA and self.replies_to_each
-        if (each or kind == _EHLO) and isinstance(result, Iterable) and not isinstance(result, (str, bytes)):
-            statuses = list(result)
         try:
-            lines = [
-                _status(status, self._encoding) if isinstance(status, (str, bytes)) else b""
-                for status in statuses
-            ]
-        except UnicodeEncodeError as error:
+            if isinstance(result, (str, bytes)):
+                reply = plain(result, self._encoding)
+            elif kind == _EHLO and isinstance(result, Iterable):
+                return plain_lines(list(result), self._encoding)
+            elif kind == _DATA and self.replies_to_each and isinstance(result, Iterable):
+                statuses = list(result)
+                if len(statuses) != self.recipients or not all(isinstance(s, (str, bytes)) for s in statuses):
+                    raise NotAReply(f"{brief_repr(statuses)} has not one status for each recipient")
+                return b"".join(plain(status, self._encoding) for status in statuses)
+            else:
+                raise NotAReply(f"{brief_repr(result)} is no status")
+        except (NotAReply, UnicodeEncodeError) as error:
             return self._failure(kind, error)
-        wrong_number = each and isinstance(statuses, list) and len(lines) != self.recipients
-        if not lines or not all(lines) or wrong_number:
-            log.error("handle_%s gave no status but %r", ASKS[kind], result)
-            lines = [self.rules.book["HANDLER_FAILED"]]
-        if each and len(lines) != self.recipients:
-            lines *= self.recipients
-        return lines[0] if len(lines) == 1 else b"".join(lines)
+        return reply * self.recipients if kind == _DATA and self.replies_to_each else reply
 
     def _failure(self, kind: int, error: BaseException) -> bytes | None:
-        if isinstance(error, SMTPError):
-            return self._reply(kind, error.reply)
+        error = cause_of(error)
+        if isinstance(error, (SMTPError, NotAReply)) or not isinstance(error, Exception):
+            reply = super()._failure(kind, error)
+            return reply * self.recipients if reply and kind == _DATA and self.replies_to_each else reply
         if isinstance(error, (ConnectionResetError, TLSSetupException)):
             self.end()
             return b"" if kind in _MAY_BE_SILENT else self.rules.book["HANDLER_FAILED"]
-        self._pending = self.loop.create_task(self._status_of(cast("Exception", error)))
+        self._pending = self.loop.create_task(self._status_of(error))
         self._pending.add_done_callback(self._done)
         return None
 
+    def _refused(self, kind: int, error: SMTPError) -> bytes | None:
+        return plain(refusal(error), self._encoding)
+
     async def _status_of(self, error: Exception) -> str | bytes:
         try:
-            status = await self.handle_exception(error)
-        except Exception as inner:
+            status = await guarded(self.handle_exception(error))
+        except Exception as raised:
+            inner = cause_of(raised)
             try:
-                log.error("%r Exception in handle_exception()", self.session.peer, exc_info=inner)
+                self._say(logging.ERROR, "handle_exception", "Exception in handle_exception()", error=inner)
                 return self._surely(_status_of_error(inner))
             except Exception:
                 return "500 Error: Cannot describe error"
         if status is None:
-            log.error("handle_exception gave no status for %r", error)
+            self._say(logging.ERROR, "no status", "handle_exception gave no status for %s", brief_repr(error))
             return as_status(self.rules.book, "HANDLER_FAILED")
         return self._surely(status)
 
@@ -513,15 +518,8 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
         return status.encode(self._encoding, "backslashreplace") if isinstance(status, str) else status
 
 
-def _status_of_error(error: Exception) -> str:
+def _status_of_error(error: BaseException) -> str:
     return f"500 Error: ({type(error).__name__}) {' '.join(str(error).splitlines())}"
-
-
-@lru_cache(maxsize=1024)
-def _status(status: str | bytes, encoding: str) -> bytes:
-    """The octets of a status, with CRLF; empty for what is none."""
-    octets = status.encode(encoding, "surrogateescape") if isinstance(status, str) else status
-    return octets + b"\r\n" if octets[:3].isdigit() else b""
 
 
 def _of_kind(kind: type[T], made: object, by: str) -> T:

@@ -62,7 +62,7 @@ class AsyncSMTPTestCase(unittest.IsolatedAsyncioTestCase):
             self._request_callback = self.get_request_callback()
             self.smtp_server = self.get_smtp_server()
             self.smtp_server.add_sockets([sock])
-        except Exception:
+        except BaseException:
             sock.close()
             raise
 

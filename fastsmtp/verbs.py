@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from fastsmtp.connection import LATER
-from fastsmtp.hooks import settled
+from fastsmtp.hooks import guarded, settled
 from fastsmtp.pushing import Pushing
 from fastsmtp.replies import as_status
 from fastsmtp.terms import Terms, built_in
@@ -52,7 +52,7 @@ class Verbs(Pushing):
         method = getattr(self, self._terms.commands[verb])
         result = self._after_replies(method, argument) if self._pushes else method(argument)
         if asyncio.iscoroutine(result):
-            task = self.loop.create_task(result)
+            task = self.loop.create_task(guarded(result))
             self._command = task
             task.add_done_callback(self._command_done)
             return LATER

@@ -472,7 +472,8 @@ async def test_any_other_exception_is_a_local_error_and_one_line_in_the_log(
 )
 @on_both_loops
 async def test_an_smtp_error_that_is_no_refusal(caplog: pytest.LogCaptureFixture, error: SMTPError) -> None:
-    await the_answer_is("DATA", error, "250 2.0.0" if error.code == 250 else FAILED)
+    await the_answer_is("DATA", error, FAILED)
+    assert len(caplog.records) == 1
 
 
 @each_kind
@@ -516,8 +517,8 @@ async def test_a_failing_disconnect_hook_is_logged_and_hurts_nobody(caplog: pyte
         async with await serve(handler_of(kind, recorder, ("DISCONNECT", "DATA"))) as server:
             (await Client.greeted(server)).socket.close()
             await until(lambda: counted(server, "handler_errors_total", "disconnect") == 1)
-    assert [record.getMessage() for record in caplog.records] == [
-        "handle_DISCONNECT failed: ZeroDivisionError: "
+    assert [record.getMessage().partition(" (session ")[0] for record in caplog.records] == [
+        "handle_DISCONNECT failed: ZeroDivisionError"
     ] * 4
 
 

@@ -13,7 +13,7 @@ PACKAGE = Path(fastsmtp.__file__).parent
 
 # From the ground up. A module imports from the layers before its own, and from its own without a circle.
 LAYERS = (
-    ("_version", "errors"),
+    ("_version", "errors", "logs"),
     (
         "_rules",
         "_envelope",

@@ -239,7 +239,7 @@ async def test_tls_has_no_half_of_a_connection(tls: Tls) -> None:
 async def test_a_handshake_that_fails_is_no_error_of_the_program(
     tls: Tls, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "fastsmtp")
+    caplog.set_level(logging.INFO, "mail.log")
 
     class Told(Keeps):
         async def handle_exception(self, error: Exception) -> str:
@@ -253,13 +253,13 @@ async def test_a_handshake_that_fails_is_no_error_of_the_program(
     made.handler = Told()
     async with served(made, tls=tls.server) as server:
         reader, writer = await connect(server)
-        peer = writer.get_extra_info("sockname")
+        host, port = writer.get_extra_info("sockname")[:2]
         writer.write(b"EHLO me\r\n")
         assert b"220" not in await reader.read()
         writer.close()
         await writer.wait_closed()
     (line,) = caplog.messages
-    assert line.startswith(f"TLS handshake with {peer} failed: ")
+    assert line.startswith(f"TLS handshake with {host}:{port} failed: ")
 
 
 @pytest.mark.parametrize("kind", [SMTP, Says])

@@ -232,7 +232,9 @@ cdef class Poller:
             return 0    # it left since the look
         try:
             watched._ready(what)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise   # a signal's handler ends the program; a hook's are caught where hooks are called
+        except BaseException as error:
             self._loop.call_exception_handler({"message": "a connection failed", "exception": error})
             watched._failed(error)
         return 0
@@ -245,7 +247,9 @@ cdef class Poller:
             for stream in leaving:
                 try:
                     stream._see_off()
-                except Exception as error:
+                except (KeyboardInterrupt, SystemExit):
+                    raise
+                except BaseException as error:
                     self._loop.call_exception_handler({"message": "connection_lost failed", "exception": error})
         if self.closing and not self.all:
             self._let_go()
