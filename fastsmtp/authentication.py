@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from fastsmtp.connection import Connection
 from fastsmtp.envelope import Envelope, Session
 from fastsmtp.hooks import find_hook, settled
+from fastsmtp.logs import brief_repr
+from fastsmtp.replies import NotAReply
 from fastsmtp.sasl import (
     BAD_BASE64,
     FAILED,
@@ -37,6 +39,8 @@ AuthCallbackType: TypeAlias = Callable[[str, bytes, bytes], bool]
 AuthenticatorType: TypeAlias = "Callable[[SMTP, Session, Envelope, str, Any], AuthResult]"
 
 log = logging.getLogger("mail.log")
+
+_TEXT = bytes([9, *range(32, 127)])  # octets of a reply's text (RFC 5321 4.2)
 
 
 def login_always_fail(mechanism: str, login: bytes, password: bytes) -> bool:
@@ -68,6 +72,10 @@ class Authentication(Connection):
         answer, a password as a rule, is logged.
         """
         octets = challenge.encode() if isinstance(challenge, str) else challenge
+        if not (encode_to_b64 or octets.translate(None, _TEXT) == b""):
+            raise NotAReply(
+                f"{brief_repr(challenge)} is no challenge: it has octets that a reply cannot have"
+            )
         response = self.loop.create_future()
         self._response = response
         self.challenge(b"334 " + (b64encode(octets) if encode_to_b64 else octets) + b"\r\n")

@@ -137,6 +137,7 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
     _writable: asyncio.Future[None] | None = None
     _over: asyncio.Future[None] | None = None
     _sizes: _Sizes | None = None
+    _foreword = b""  # lines of a reply that come before the next that is pushed
 
     def __init__(
         self,
@@ -383,6 +384,8 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
     async def push(self, status: str | bytes) -> None:
         """Says a line, or some, to the client: adds CRLF, writes, and waits while the client does not read."""
         octets = part(status, self._encoding)
+        if self._foreword:
+            octets, self._foreword = self._foreword + octets, b""
         if log.isEnabledFor(logging.DEBUG):
             log.debug("%r << %r", self.session.peer, octets)
         if self._pushes:

@@ -281,9 +281,18 @@ def _by_the_server(name: str) -> Call:
 
 
 async def _old_ehlo(server: Any, argument: Any, options: Any) -> Any:
-    """The 4-argument hook, which gives only the last line and may say some itself before."""
-    server.tell("".join(f"{line}\r\n" for line in server.ehlo_lines[:-1]).encode())
-    return await settled(server._handler.handle_EHLO(server, server.session, server.envelope, argument))
+    """The 4-argument hook, which gives only the last line and may push some before."""
+    lines = server.ehlo_lines[:-1]
+    server._foreword = "".join(f"{line}\r\n" for line in lines).encode()
+    try:
+        status = await settled(server._handler.handle_EHLO(server, server.session, server.envelope, argument))
+        said = not server._foreword
+    finally:
+        server._foreword = b""
+    accepted = isinstance(status, (str, bytes)) and status[:3] in ("250", b"250")
+    if said and not accepted:
+        server.end()  # the reply was begun with 250-, and nothing that refuses can end it
+    return [*lines, status] if accepted and not said else status
 
 
 async def _process_message(server: Any, argument: Any, options: Any) -> Any:

@@ -33,10 +33,14 @@ cdef enum:
     # read may bring 11,000 NOOPs, and 20 such clients made an honest one wait a quarter of a second for a message.
     MANY_COMMANDS = 128
     SOME_COMMANDS = 8
+    MUCH_SHOWN = 400            # octets of a client's words in a reply: a line has 512 at most (RFC 5321 4.5.3.1.5)
     TLS_HANDSHAKE = 0x16        # the first octet of a TLS record that no SMTP client in clear begins with
 
 # Seconds that the commands of a turn may take when there are many.
 cdef double TURN = 250e-6
+
+# Control characters of a client's words do not go back to it, where they may be shown on a terminal.
+SHOWN = bytes.maketrans(bytes(range(32)) + b"\x7f", b"?" * 33)
 
 # What the log calls the verb of a command; by ``command.verb``.
 LOG_STAGES = tuple(verb.lower() for verb in VERB_NAMES) + ("connect",)
@@ -437,8 +441,9 @@ cdef class Wire:
         if c == NULL or not book.filled_in[reply]:
             return self._say(reply)
         self.engine.counters.bump(word_of_code(book.codes[reply]), 1)
-        text = book.text(reply).replace(b"{verb}", self._verb(c).encode())
-        return self._put(text.replace(b"{argument}", c.argument[:c.length]))
+        text = book.text(reply).replace(b"{verb}", self._verb(c).encode()[:MUCH_SHOWN])
+        text = text.replace(b"{argument}", c.argument[:min(c.length, <size_t>MUCH_SHOWN)])
+        return self._put(text[:-2].translate(SHOWN) + b"\r\n")
 
     cdef int _foreign(self, str what) except -1:
         """Ends a connection on which another protocol is spoken."""
