@@ -10,7 +10,8 @@ import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, cast
 
-from fastsmtp.errors import InternalConfusion, SMTPError
+from fastsmtp.errors import ConfigError, InternalConfusion, SMTPError
+from fastsmtp.hooks import misfit
 from fastsmtp.replies import plain
 from fastsmtp.requests import Hooked, Requests, SMTPConnection, SMTPRequest
 
@@ -21,6 +22,16 @@ if TYPE_CHECKING:
 __all__ = ["Application", "RequestHandler"]
 
 _ACCEPTED = plain("250 Ok")
+# What a handler's methods take.
+_METHODS: dict[str, tuple[str, ...]] = {
+    "prepare": (),
+    "data": (),
+    "on_finish": (),
+    "on_connection_close": (),
+    "mail": ("address",),
+    "rcpt": ("address",),
+    "write_error": ("error",),
+}
 # What Application.listen hands on to SMTPServer.listen; all else is the constructor's.
 _WHERE = ("family", "backlog", "flags", "reuse_port")
 
@@ -191,10 +202,15 @@ class Application(Hooked):
         return bool(self.settings.get("autoreload"))
 
     def hooks(self) -> Requests:
-        """The hooks that its server asks."""
+        """The hooks that its server asks. Raises ``ConfigError`` for a method that cannot be called."""
         # A __call__ that was overridden is what is to be called; else there is a shorter way.
         callback = self.execute if type(self).__call__ is Application.__call__ else self
-        asks = {name: hasattr(self.handler_class, name) for name in ("mail", "rcpt")}
+        kind = self.handler_class
+        asks = {name: hasattr(kind, name) for name in ("mail", "rcpt")}
+        if isinstance(kind, type):
+            for name, parameters in _METHODS.items():
+                if hasattr(kind, name) and (wrong := misfit(kind, name, parameters)):
+                    raise ConfigError(f"{kind.__module__}.{kind.__qualname__}: {wrong}")
         return _Early(callback, self, **asks) if any(asks.values()) else Requests(callback)
 
 

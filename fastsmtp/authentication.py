@@ -58,6 +58,10 @@ class Authentication(Connection):
     _terms: Terms
     _auth_callback: AuthCallbackType | None
     _authenticator: AuthenticatorType | None
+    _pushes: bool
+    _pushed = 0  # what the program said by ``push``
+    _pushes_by_us = False  # whether a ``push`` that was overridden calls ours in the end
+    _auth_began = 0  # of these, before the AUTH that is under way
     _response: asyncio.Future[bytes | None] | None = None
 
     async def push(self, status: str | bytes) -> None:
@@ -96,6 +100,7 @@ class Authentication(Connection):
 
     def responded(self, line: bytes | None) -> None:
         response, self._response = self._response, None
+        self._pushed += line is None  # its client was refused
         if response is not None and not response.done():
             response.set_result(line)
 
@@ -137,7 +142,21 @@ class Authentication(Connection):
             return MISSING
         return await settled(hook(self, self.session, self.envelope, *args))
 
+    def unanswered(self) -> bytes:
+        """The reply to an AUTH that was left without a status: none, if its client was told something by ``push``."""
+        told = self._pushed != self._auth_began or (self._pushes and not self._pushes_by_us)
+        if told or self.closed:
+            return b""
+        self._say(
+            logging.WARNING,
+            "AUTH",
+            "AUTH failed, and its hook told the client nothing; 535 is said in its place. "
+            "AuthResult(success=False, handled=False) has the server say it",
+        )
+        return f"{FAILED}\r\n".encode()
+
     async def _authenticate_by(self, words: list[str]) -> Any:
+        self._auth_began = self._pushed
         status = await self._call_handler_hook("AUTH", words)
         if status is not MISSING:
             return status

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from typing import Any, ClassVar, cast
+from weakref import WeakSet
 
 from fastsmtp._core import Dialogue
 from fastsmtp._engine import STAGES, Block, Engine, index
@@ -27,12 +28,15 @@ from fastsmtp.hooks import Call, Plan, cause_of, contained, guarded, is_cancella
 from fastsmtp.logs import Noise, brief_repr, describe
 from fastsmtp.replies import NotAReply, from_lines, from_status, refusal
 
+_RCPT = ASKS.index("RCPT")
 _DATA = ASKS.index("DATA")
 _EHLO = ASKS.index("EHLO")
 _CONNECT = ASKS.index("CONNECT")
 _TLS_OK = index("fastsmtp_tls_handshakes_total", "ok")
 _TLS_FAILED = index("fastsmtp_tls_handshakes_total", "failed")
 _HANDLER_ERRORS = index("fastsmtp_handler_errors_total", STAGES[0])
+
+_forgetful: WeakSet[type] = WeakSet()  # classes of handlers whose RCPT hook was warned of
 
 LATER = object()  # what a call gives when it will have the ask answered itself
 
@@ -366,7 +370,10 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
             if kind == _DATA and self._site.queues:
                 return _queued(cast("str", result))
             if isinstance(result, (str, bytes)):
-                return from_status(result, kind)
+                reply = from_status(result, kind)
+                if kind == _RCPT:
+                    self._look_for_recipients(reply)
+                return reply
             if kind == _EHLO and isinstance(result, list):
                 return from_lines(result)
             if kind == _CONNECT and result is None:
@@ -376,6 +383,23 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
             raise NotAReply(f"{brief_repr(result)} is no reply")
         except NotAReply as error:
             return self._failure(kind, error)
+
+    def _look_for_recipients(self, reply: bytes) -> None:
+        """Warns, once for a class of handlers, if a hook took a recipient and did not say which."""
+        handler = type(self._handler_object)
+        if reply[:1] != b"2" or self.envelope is None or self.envelope.rcpt_tos or handler in _forgetful:
+            return
+        _forgetful.add(handler)
+        name = f"{handler.__module__}.{handler.__qualname__}"
+        self._log.warning(
+            "handle_RCPT of %s answers 2yz and appends nothing to envelope.rcpt_tos: "
+            "there is no recipient, and DATA is refused; append the address",
+            name,
+        )
+
+    @property
+    def _handler_object(self) -> object:
+        return self._site.plan.handler
 
     def _failure(self, kind: int, error: BaseException) -> bytes | None:
         """The reply to a hook that failed, or ``None`` if ``answered`` will be called."""

@@ -12,8 +12,9 @@ import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from difflib import get_close_matches
+from inspect import getattr_static
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast
 
 from fastsmtp._rules import ASKS, HOOKS
@@ -51,9 +52,18 @@ _EXCEPTION = "handle_exception"
 _ALL = (*_NAMES, _DISCONNECT, _STARTTLS, _EXCEPTION)
 _NO_HOOK = frozenset({"handle_message"})  # what aiosmtpd's Message handlers call themselves
 _NOT_OFFERED = frozenset({"handle_AUTH", "handle_PROXY", "handle_LHLO"})
-# Hooks that take one argument more than server, session and envelope; MAIL and RCPT take two.
-_ONE_ARGUMENT = frozenset({"handle_HELO", "handle_NOOP", "handle_VRFY"})
-_TWO_ARGUMENTS = frozenset({"handle_MAIL", "handle_RCPT"})
+_FIRST = ("server", "session", "envelope")
+# What hooks take behind these; those that are not here take nothing more.
+_MORE = {
+    "handle_HELO": ("hostname",),
+    "handle_EHLO": ("hostname", "responses"),
+    "handle_MAIL": ("address", "mail_options"),
+    "handle_RCPT": ("address", "rcpt_options"),
+    "handle_NOOP": ("arg",),
+    "handle_VRFY": ("address",),
+    "handle_AUTH": ("args",),
+    "handle_PROXY": ("proxy_data",),
+}
 
 
 def blocking(function: F) -> F:
@@ -95,8 +105,11 @@ class Plan:
         rescue = getattr(handler, _EXCEPTION, None)
         for name in dir(handler) if handler is not None else ():
             hook = getattr(handler, name) if name.startswith("handle_") else None
-            if callable(hook) and name != _EXCEPTION and name not in _NO_HOOK:
-                self._add(name, hook, rescue)
+            if callable(hook) and name not in _NO_HOOK:
+                if (name in _ALL) and (wrong := misfit(handler, name)):
+                    raise ConfigError(f"{_name(handler)}: {wrong}")
+                if name != _EXCEPTION:
+                    self._add(name, hook, rescue)
         data = ASKS.index("DATA")
         if deliver is not None or discard:
             if self.calls[data] is not None:
@@ -132,6 +145,29 @@ def _name(handler: object) -> str:
     return f"handler {kind.__module__}.{kind.__qualname__}"
 
 
+def misfit(owner: object, name: str, parameters: Sequence[str] | None = None) -> str:
+    """What is wrong with the parameters of the method ``name`` of ``owner``, an object or a class of them; empty if
+    it can be called with ``parameters``, by default those of the hook of that name.
+    """
+    if parameters is None:
+        parameters = ("error",) if name == _EXCEPTION else (*_FIRST, *_MORE.get(name, ()))
+    method: Any = owner if name == "__call__" else getattr(owner, name)
+    own = (owner,) if isinstance(owner, type) and inspect.isfunction(getattr_static(owner, name)) else ()
+    try:
+        signature = inspect.signature(method)
+    except (TypeError, ValueError):
+        return ""  # compiled, and without a signature
+    # EHLO's last parameter may be missing, as aiosmtpd had it.
+    for given in (parameters, parameters[:-1]) if name == "handle_EHLO" else (parameters,):
+        try:
+            signature.bind(*own, *given)
+        except TypeError:
+            continue
+        return ""
+    shown = signature.replace(parameters=list(signature.parameters.values())[len(own) :])
+    return f"{name}{shown} cannot be called; it is to take ({', '.join(parameters)})"
+
+
 def adapt(name: str, hook: Callable[..., Any]) -> Call:
     """A hook as the connection calls it; the shapes are written out, as this is the way of every message."""
     plain = hook
@@ -142,11 +178,12 @@ def adapt(name: str, hook: Callable[..., Any]) -> Call:
 
     if name == "handle_EHLO":
         return _adapt_ehlo(hook, plain)
-    if name in _TWO_ARGUMENTS:
+    more = len(_MORE.get(name, ()))
+    if more == 2:
         return lambda server, argument, options: hook(
             server, server.session, server.envelope, argument, options
         )
-    if name in _ONE_ARGUMENT:
+    if more == 1:
         return lambda server, argument, options: hook(server, server.session, server.envelope, argument)
     return lambda server, argument, options: hook(server, server.session, server.envelope)
 
@@ -316,4 +353,3 @@ def _by_module(file: str, name: str) -> str:
     if os.path.isabs(folder) or folder.startswith(os.pardir):
         return f"write the module's name, {base}:{name}, and start in {folder}"
     return f"write the module's name, {'.'.join([*folder.split('/'), base] if folder else [base])}:{name}"
-

@@ -48,6 +48,7 @@ class _Stream:
             self._smtp.secured(transport.get_extra_info("ssl_object"), transport.write)
 
     def write(self, data: bytes) -> None:
+        self._smtp._pushed += 1
         if self._smtp.transport is not None:
             self._smtp.transport.write(data)
 

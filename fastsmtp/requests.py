@@ -17,8 +17,8 @@ from fastsmtp._engine import STAGES, Engine, index
 from fastsmtp._rules import ASKS
 from fastsmtp.body import Body
 from fastsmtp.connection import Connection, Site
-from fastsmtp.errors import InternalConfusion, SMTPError
-from fastsmtp.hooks import cause_of, guarded, settled
+from fastsmtp.errors import ConfigError, InternalConfusion, SMTPError
+from fastsmtp.hooks import cause_of, guarded, misfit, settled
 from fastsmtp.logs import brief, brief_repr
 from fastsmtp.replies import NotAReply, plain, refusal
 from fastsmtp.sinks.trace import BEGINNING, separator
@@ -363,9 +363,14 @@ class SMTPConnection(Connection):
 
 
 class Requests:
-    """The hooks of a server whose messages are requests to ``callback``: plain or async, it finishes them."""
+    """The hooks of a server whose messages are requests to ``callback``: plain or async, it finishes them.
+
+    Raises ``ConfigError`` for one that cannot be called with a request.
+    """
 
     def __init__(self, callback: RequestCallback) -> None:
+        if wrong := misfit(callback, "__call__", ("request",)):
+            raise ConfigError(f"the request callback: {wrong}")
         self.callback = callback
 
     def handle_HELO(self, server: SMTPConnection, session: Session, envelope: Envelope, name: str) -> str:

@@ -54,7 +54,8 @@ class SMTPServer:
     docs/configuration.md, but for what has a method here. ``max_buffer_size``, in bytes, is ``max_message_size``,
     unless that is given; ``read_chunk_size`` means nothing.
 
-    Raises ``ConfigError`` for settings, ``OSError`` and ``ValueError`` for TLS options that cannot be used.
+    Raises ``ConfigError`` for settings, and for a callback or a handler whose methods cannot be called;
+    ``OSError`` and ``ValueError`` for TLS options that cannot be used.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class SMTPServer:
         if max_buffer_size is not None:
             settings.setdefault("max_message_size", max_buffer_size)
         self.request_callback = request_callback
+        self._hooks()  # what cannot be called is found here, and not by the first client
         self._config = Config.of(**settings)
         self._tls = _context(ssl_options)
         if self._tls is not None and tls_context(self._config) is not None:
@@ -249,12 +251,12 @@ class SMTPServer:
             self._over.set()
 
     async def _open(self) -> Worker:
-        callback, child = self.request_callback, self._child
+        child = self._child
         listeners = list(self._listeners)
         worker = Worker(
             self._config,
             listeners,
-            handler=callback.hooks() if isinstance(callback, Hooked) else Requests(callback),
+            handler=self._hooks(),
             counters=Counters(child.slot) if child is not None else None,
             loads=child.loads if child is not None else None,
             tls=self._tls,
@@ -267,6 +269,10 @@ class SMTPServer:
             self._leave()
         await worker.listen(self._listeners[len(listeners) :])
         return worker
+
+    def _hooks(self) -> Requests:
+        callback = self.request_callback
+        return callback.hooks() if isinstance(callback, Hooked) else Requests(callback)
 
     @property
     def _reloads(self) -> bool:

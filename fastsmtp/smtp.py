@@ -31,7 +31,7 @@ from fastsmtp.replies import NotAReply, as_status, part, plain, plain_lines, ref
 from fastsmtp.sasl import CLIENT_AUTH_B as CLIENT_AUTH_B
 from fastsmtp.sasl import MISSING, AuthResult, LoginPassword, auth_mechanism, sanitize, sanitized_log
 from fastsmtp.sasl import VALID_AUTHMECH as VALID_AUTHMECH
-from fastsmtp.terms import Parameters, agree, ehlo_arity, hooks_of
+from fastsmtp.terms import Parameters, agree, check_hook, ehlo_arity, hooks_of
 from fastsmtp.verbs import Verbs, syntax
 from fastsmtp.watched import Term, Watched
 
@@ -68,9 +68,11 @@ EMPTYBYTES = b""
 EMPTY_BARR = bytearray()
 ALLOWED_BEFORE_STARTTLS = {"NOOP", "EHLO", "STARTTLS", "QUIT"}
 
+_RCPT = ASKS.index("RCPT")
+_AUTH = ASKS.index("AUTH")
 _DATA = ASKS.index("DATA")
 _EHLO = ASKS.index("EHLO")
-_MAY_BE_SILENT = frozenset({ASKS.index("AUTH"), ASKS.index("COMMAND")})
+_MAY_BE_SILENT = frozenset({_AUTH, ASKS.index("COMMAND")})
 
 
 class TLSSetupException(Exception):
@@ -105,8 +107,8 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
     hooks are aiosmtpd's, see docs/from-aiosmtpd.md; sizes are in bytes, times in seconds.
 
     ``esmtp_parameters`` is ``"refuse"`` (unknown parameters of MAIL and RCPT are answered 555) or ``"pass"``
-    (hooks get them). Raises ``TypeError`` and ``ValueError`` as aiosmtpd does, ``RuntimeError`` for an EHLO hook
-    of neither shape.
+    (hooks get them). Raises ``TypeError`` and ``ValueError`` as aiosmtpd does, ``TypeError`` for a hook that
+    cannot be called with its arguments, ``RuntimeError`` for an EHLO hook of neither shape.
     """
 
     command_size_limit: int = cast("int", Term(512))
@@ -276,6 +278,8 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
                 esmtp_parameters=own["_esmtp_parameters"],
             )
         )
+        for name in hooks_of(handler) if not calls_hooks else ():
+            check_hook(handler, name)
         own["_terms"] = terms
         own["_handler"] = handler
         own["_traced"] = terms.rules.traced
@@ -383,6 +387,11 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
 
     async def push(self, status: str | bytes) -> None:
         """Says a line, or some, to the client: adds CRLF, writes, and waits while the client does not read."""
+        if self._pushes:
+            self._pushes_by_us = True
+            self._pushed += asyncio.current_task() is not self._pusher
+        else:
+            self._pushed += 1
         octets = part(status, self._encoding)
         if self._foreword:
             octets, self._foreword = self._foreword + octets, b""
@@ -460,6 +469,10 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
     def make_envelope(self) -> Envelope:
         return _of_kind(Envelope, self._create_envelope(), "_create_envelope")
 
+    @property
+    def _handler_object(self) -> object:
+        return self.event_handler
+
     def _set_rset_state(self) -> None:
         self.envelope = self._create_envelope()
 
@@ -469,10 +482,12 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
 
     def _reply(self, kind: int, result: object) -> bytes | None:
         if result is None and kind in _MAY_BE_SILENT:
-            return b""
+            return self.unanswered() if kind == _AUTH else b""
         try:
             if isinstance(result, (str, bytes)):
                 reply = plain(result, self._encoding)
+                if kind == _RCPT:
+                    self._look_for_recipients(reply)
             elif kind == _EHLO and isinstance(result, Iterable):
                 return plain_lines(list(result), self._encoding)
             elif kind == _DATA and self.replies_to_each and isinstance(result, Iterable):

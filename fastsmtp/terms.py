@@ -16,12 +16,16 @@ from typing import Any, NamedTuple, TypeAlias
 
 from fastsmtp._rules import ASKS, HOOKS, VERB_BITS, Rules
 from fastsmtp._wire import Wire
-from fastsmtp.hooks import Plan, adapt, blocking, settled
+from fastsmtp.hooks import Plan, adapt, blocking, misfit, settled
 from fastsmtp.replies import aiosmtpd, as_status
 from fastsmtp.sasl import MISSING, mechanism_names
 
 _BUILT_IN = "__fastsmtp_built_in__"
 _HOOKS = ("HELO", "EHLO", "MAIL", "RCPT", "DATA", "RSET", "NOOP", "QUIT", "VRFY")
+# EHLO's is looked at by its arity.
+_CALLED = frozenset(f"handle_{name}" for name in (*_HOOKS, "STARTTLS", "AUTH", "PROXY", "exception")) - {
+    "handle_EHLO"
+}
 _PLAIN = ("DATA", "RSET", "QUIT")  # hooks without an argument of their own
 _ASKED_IF_THERE = ("EHLO", "DATA")
 _RECEIVING = ("get_buffer", "buffer_updated")
@@ -96,6 +100,18 @@ def hooks_of(handler: object) -> frozenset[str]:
     return frozenset(name for name in own if name.startswith(("handle_", "auth_"))) if own else frozenset()
 
 
+def check_hook(owner: object, name: str) -> None:
+    """Raises ``TypeError`` if ``owner``, an object or a class of them, has a hook or mechanism of this name that cannot
+    be called with its arguments.
+    """
+    mechanism = name.startswith("auth_")
+    if (mechanism or name in _CALLED) and callable(getattr(owner, name)):
+        wrong = misfit(owner, name, ("server", "args") if mechanism else None)
+        if wrong:
+            kind = owner if isinstance(owner, type) else type(owner)
+            raise TypeError(f"{kind.__module__}.{kind.__qualname__}: {wrong}")
+
+
 def ehlo_arity(handler: object) -> int:
     """How many arguments the EHLO hook takes: 4 or 5, or 0 without one. Raises ``RuntimeError`` for another."""
     if not hasattr(type(handler), "handle_EHLO") and "handle_EHLO" not in getattr(handler, "__dict__", ()):
@@ -133,6 +149,12 @@ def agree(parameters: Parameters) -> Terms:
     own = {
         verb for verb, name in commands.items() if not hasattr(getattr(parameters.server, name), _BUILT_IN)
     }
+    if not parameters.calls_hooks:
+        for name in methods - parameters.hooks:
+            check_hook(parameters.handler, name)
+        for ours, method in mechanisms.values():
+            if ours:
+                check_hook(parameters.server, method)
     old_ehlo = parameters.ehlo_arity == 4
     calls = _calls(parameters, methods, old_ehlo)
     return Terms(

@@ -15,7 +15,7 @@ from fastsmtp.errors import (
     SMTPError,
     UnrecognisedCommand,
 )
-from fastsmtp.replies import from_error
+from fastsmtp.replies import from_status, refusal
 
 DATA = 6
 
@@ -122,5 +122,5 @@ def test_errors_come_back_from_other_processes(error: SMTPError) -> None:
 
 
 def test_the_other_servers_say_them_too() -> None:
-    assert from_error(SMTPError(452, "nope", "for the log"), DATA) == b"452 4.0.0 nope\r\n"
-    assert from_error(SMTPError(452, "4.3.1", "nope"), DATA) == b"452 4.3.1 nope\r\n"
+    assert from_status(refusal(SMTPError(452, "nope", "for the log")), DATA) == b"452 4.0.0 nope\r\n"
+    assert from_status(refusal(SMTPError(452, "4.3.1", "nope")), DATA) == b"452 4.3.1 nope\r\n"
