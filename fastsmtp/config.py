@@ -364,6 +364,18 @@ class Config(BaseSettings):
         BeforeValidator(_lower),
         Form("LEVEL", '"debug", "info", "warning", "error" or "critical"'),
     ] = Field(default="info", description="The least severe log lines to print.")
+    log_format: Annotated[
+        Literal["text", "json"], BeforeValidator(_lower), Form("text|json", '"text" or "json"')
+    ] = Field(default="text", description="How log lines are written: as text, or one JSON object a line.")
+    log_mail: Annotated[
+        Literal["off", "refusals", "all"],
+        BeforeValidator(_lower),
+        Form("off|refusals|all", '"off", "refusals" or "all"'),
+    ] = Field(
+        default="refusals",
+        description="Which mail is logged, at level info: nothing, each reply that refuses something, or each message "
+        "that was taken as well.",
+    )
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 

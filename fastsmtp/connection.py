@@ -25,10 +25,13 @@ from fastsmtp.body import Body, Spill
 from fastsmtp.envelope import Envelope
 from fastsmtp.errors import SMTPError
 from fastsmtp.hooks import Call, Plan, cause_of, contained, guarded, is_cancellation, settled
-from fastsmtp.logs import Noise, brief_repr, describe
+from fastsmtp.logs import Noise, brief_repr, describe, peer_name
+from fastsmtp.maillog import MailLog
 from fastsmtp.replies import NotAReply, from_lines, from_status, refusal
 
+_MAIL = ASKS.index("MAIL")
 _RCPT = ASKS.index("RCPT")
+_SHOWN = frozenset({b"HELO", b"EHLO", b"LHLO", b"MAIL", b"RCPT", b"VRFY", b"EXPN", b"DATA"})
 _DATA = ASKS.index("DATA")
 _EHLO = ASKS.index("EHLO")
 _CONNECT = ASKS.index("CONNECT")
@@ -45,7 +48,8 @@ class Site:
     """What all connections of a worker share beyond the engine.
 
     ``queues`` says that what answers DATA is a sink, whose result is a queue id. ``tls`` is the context of TLS,
-    whose handshake takes at most ``tls_timeout`` seconds. ``noise`` is what the connections have to say in the log.
+    whose handshake takes at most ``tls_timeout`` seconds. ``noise`` takes what the connections have to say in the log,
+    ``mail`` keeps the log of mail, if the rules want one.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Site:
         tls: ssl.SSLContext | None = None,
         tls_timeout: float = 30.0,
         noise: Noise | None = None,
+        mail: MailLog | None = None,
     ) -> None:
         self.plan = plan
         self.loop = loop
@@ -68,15 +73,20 @@ class Site:
         self.tls = tls
         self.tls_timeout = tls_timeout
         self.noise = noise if noise is not None else Noise(loop)
+        self.mail = mail
         self.goodbyes: set[asyncio.Future[Any]] = set()  # the loop itself keeps no task alive
 
 
 class Connection(Dialogue, asyncio.BufferedProtocol):
     """A client's connection; hooks get it as ``server``."""
 
-    __slots__ = ("_at_eof", "_implicit_tls", "_paused", "_pending", "_site", "transport")
+    __slots__ = ("_about", "_at_eof", "_implicit_tls", "_paused", "_pending", "_site", "transport")
 
     _log: ClassVar[logging.Logger] = logging.getLogger("fastsmtp")
+    _proxy_advice: ClassVar[str] = (
+        "the setting proxy_protocol is not there yet; have the load balancer send no header, or use a "
+        "fastsmtp.controller with proxy_protocol_timeout"
+    )
 
     def __init__(self, engine: Engine, site: Site, implicit_tls: bool = False) -> None:
         self._site = site
@@ -84,6 +94,7 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         self._pending: asyncio.Future[Any] | None = None
         self._paused = False
         self._at_eof = False
+        self._about: Any = None  # what was last asked about
         self.transport: asyncio.Transport | None = None  # or a Stream, which has the methods
 
     @property
@@ -197,6 +208,8 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
             if kind == _DATA:
                 assert self.envelope is not None
                 self.envelope.body = _body(argument)
+            else:
+                self._about = argument
             result = call(self, argument, options)
         except BaseException as error:  # whatever it is, it is this client's alone, and no worker ends for it
             return self._failure(kind, error)
@@ -442,6 +455,31 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         self.know_peer()
         self._site.noise.say(self._log, level, kind, f"{message} (%s)", *args, self.who, error=error)
 
+    def log_reply(self, stage: str, reply: bytes) -> None:
+        if self._site.mail is not None:
+            self._site.mail.add(self, stage, reply)
+
+    @property
+    def refused_command(self) -> str:
+        """The command that is being answered, for the log; empty for those that may have secrets in them."""
+        if self.asked in (_MAIL, _RCPT):
+            return f"{ASKS[self.asked]} {self._about}"
+        line: bytes | None = self.command_line
+        if line is None or line[:4].upper() not in _SHOWN:
+            return ""
+        return line.decode("utf-8", "backslashreplace")
+
+    def foreign(self, what: str) -> None:
+        if what == "PROXY":
+            self._say(
+                logging.WARNING,
+                what,
+                "a PROXY header came where none is expected, and the connection is closed: %s",
+                self._proxy_advice,
+            )
+        else:
+            self._say(logging.INFO, what, "%s came where SMTP is spoken, and the connection is closed", what)
+
     @property
     def who(self) -> str:
         """The session and its client, for the log."""
@@ -463,11 +501,3 @@ def _queued(name: str) -> bytes:
     if len(reply) <= 512 and name.isascii() and name.isprintable():
         return reply.encode()
     return from_status(reply, _DATA)
-
-
-def peer_name(peer: object) -> str:
-    """A client's address as people write it."""
-    if isinstance(peer, tuple) and len(peer) >= 2:
-        host, port = peer[:2]
-        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
-    return "a local client" if peer == "" else "an unknown client"

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import MetricsHandler
 
 from fastsmtp.block import Block
+from fastsmtp.logs import Outlet
 from fastsmtp.metrics import Collector
 from fastsmtp.sockets import Listener, close
 
@@ -136,6 +137,7 @@ class _Server(ThreadingHTTPServer):
 
     def service_actions(self) -> None:
         """Twice a second: cuts off who reads or writes an octet now and then and so never times out."""
+        Outlet.drain_all()
         limit = time.monotonic() - REQUEST_TIMEOUT
         for request, began in list(self._began.items()):
             if began < limit:

@@ -18,6 +18,7 @@ from fastsmtp._rules import Rules
 from fastsmtp.body import Spill
 from fastsmtp.connection import Site
 from fastsmtp.logs import Noise
+from fastsmtp.maillog import MailLog
 from fastsmtp.replies import native
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class House:
             rules=rules, open_spill=lambda dialogue, beginning: Spill(spills), spill_threshold=_SPILL
         )
         self.noise = Noise(loop)
+        self.mail = MailLog(loop)
         self.prepared: dict[object, dict[str, Any]] = {}
         self._ticking: asyncio.TimerHandle | None = None
         self._interval = _TICK
@@ -65,7 +67,9 @@ class House:
         if site is None:
             if len(self.sites) >= _REMEMBERED:
                 self.sites.clear()
-            site = self.sites[terms] = Site(terms.plan, self.loop, hostname="", noise=self.noise)
+            site = self.sites[terms] = Site(
+                terms.plan, self.loop, hostname="", noise=self.noise, mail=self.mail
+            )
         return site
 
     def prepare(self, alike: object, attributes: dict[str, Any]) -> None:

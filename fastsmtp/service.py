@@ -7,13 +7,11 @@ to be there before the first connection. Refuses to know how any part does its w
 from __future__ import annotations
 
 import gc
-import logging
-import sys
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 
-from fastsmtp import forking, sockets
+from fastsmtp import forking, logs, sockets
 from fastsmtp.block import Block
 from fastsmtp.certificate import tls_context
 from fastsmtp.config import Config
@@ -69,11 +67,7 @@ def run_service(config: Config, handler: object | None = None, *, ends_process: 
 
     With ``ends_process`` the caller exits then, and signals that come meanwhile are ignored.
     """
-    logging.basicConfig(
-        level=config.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s",
-        stream=sys.stderr,
-    )
+    logs.configure(config.log_level, config.log_format)
     found = _handler(handler, config)
     Plan(found, discard=_sink(config) is not None, make=False)
     tls_context(config)

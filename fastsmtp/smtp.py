@@ -27,6 +27,7 @@ from fastsmtp.house import House, forget_prepared, house_of, make_loop
 from fastsmtp.introduced import Introduced
 from fastsmtp.legacy import Legacy
 from fastsmtp.logs import brief_repr
+from fastsmtp.maillog import MailLog, Wanted
 from fastsmtp.replies import NotAReply, as_status, part, plain, plain_lines, refusal
 from fastsmtp.sasl import CLIENT_AUTH_B as CLIENT_AUTH_B
 from fastsmtp.sasl import MISSING, AuthResult, LoginPassword, auth_mechanism, sanitize, sanitized_log
@@ -122,7 +123,11 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
     tls_context: ssl.SSLContext | None = cast("ssl.SSLContext | None", Term())
     __ident__: str = cast("str", Term(__ident__))
 
+    log_mail: Wanted = cast("Wanted", Term("off"))
+    """Which replies the logger ``fastsmtp.mail`` is told of: ``"off"``, ``"refusals"`` or ``"all"``."""
+
     _log = log
+    _proxy_advice = "set proxy_protocol_timeout, or have the load balancer send no header"
     replies_to_each = False  # recipient after DATA, as LMTP does
 
     _house: House
@@ -169,7 +174,7 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
             type(self), type(handler), len(vars(type(handler))), data_size_limit, enable_SMTPUTF8, decode_data,
             hostname, ident, tls_context, require_starttls, timeout, auth_required, auth_require_tls,
             proxy_protocol_timeout, esmtp_parameters,
-            self.line_length_limit, self.command_size_limit, self.local_part_limit,
+            self.line_length_limit, self.command_size_limit, self.local_part_limit, self.log_mail,
         )  # fmt: skip
         # What makes one unlike the others is made anew each time. What is odd about those that are alike is said once.
         same = not (
@@ -275,6 +280,7 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
                 calls_hooks=calls_hooks,
                 makes_facts=makes_facts,
                 traced=log.isEnabledFor(logging.INFO),
+                log_mail=MailLog.wanted(self.log_mail),
                 esmtp_parameters=own["_esmtp_parameters"],
             )
         )

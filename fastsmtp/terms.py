@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 from fastsmtp._rules import ASKS, HOOKS, VERB_BITS, Rules
 from fastsmtp._wire import Wire
 from fastsmtp.hooks import Plan, adapt, blocking, misfit, settled
+from fastsmtp.maillog import Wanted
 from fastsmtp.replies import aiosmtpd, as_status
 from fastsmtp.sasl import MISSING, mechanism_names
 
@@ -70,6 +71,7 @@ class Parameters(NamedTuple):
     calls_hooks: bool
     makes_facts: bool
     traced: bool
+    log_mail: Wanted
     esmtp_parameters: str
 
 
@@ -206,6 +208,7 @@ def _rules(
         own_verbs=own - VERB_BITS.keys(),
         makes_facts=parameters.makes_facts,
         traced=parameters.traced,
+        log_mail=parameters.log_mail,
         max_message_size=parameters.data_size_limit,
         max_recipients=_MOST_RECIPIENTS,
         max_command_line=min(parameters.line_length_limit or _LONGEST_COMMAND, _LONGEST_COMMAND),

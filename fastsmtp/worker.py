@@ -27,6 +27,8 @@ from fastsmtp.certificate import tls_context
 from fastsmtp.children import END_NOW, STRAYS, WorkerContext, ignore, note_stray
 from fastsmtp.connection import Connection, Site
 from fastsmtp.hooks import Plan
+from fastsmtp.logs import Outlet
+from fastsmtp.maillog import MailLog
 from fastsmtp.replies import native
 from fastsmtp.sockets import close as close_listeners
 
@@ -115,6 +117,7 @@ class Worker:
             idle_timeout=config.idle_timeout,
             transaction_timeout=config.transaction_timeout,
             handler_timeout=config.handler_timeout,
+            log_mail=MailLog.wanted(config.log_mail),
         )
         self._engine = Engine(
             rules=rules,
@@ -131,6 +134,7 @@ class Worker:
             executor=self._executor,
             tls=self._tls,
             tls_timeout=config.tls_handshake_timeout,
+            mail=MailLog(self._loop, config.log_format),
         )
         # Deadlines are kept to a quarter of the shortest, and to a second.
         timeouts = (
@@ -202,6 +206,7 @@ class Worker:
 
     def _tick(self) -> None:
         self._lately //= 2
+        Outlet.drain_all()
         for dialogue, state in self._engine.tick(time.monotonic()):
             dialogue.expire(state)
         self._ticking = self._loop.call_later(self._tick_interval, self._tick)
@@ -266,6 +271,9 @@ class Worker:
         if self._ticking is not None:
             self._ticking.cancel()
             self._engine.counters.set(HEARTBEAT, 0)
+        self._site.noise.tell()
+        if self._site.mail is not None:
+            self._site.mail.tell()
         self._accepting.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._closed.set()

@@ -286,7 +286,9 @@ async def the_answer_is(hook: str, result: object, reply: str) -> None:
     class Handler(Keeps):
         pass
 
-    def answers(self: object, *arguments: object) -> object:
+    def answers(self: object, *arguments: Any) -> object:
+        if hook == "RCPT":
+            arguments[2].rcpt_tos.append("c@d.example")
         if isinstance(result, BaseException):
             raise result
         return result

@@ -27,7 +27,7 @@ LAYERS = (
         "_signals",
         "_load",
     ),
-    ("replies", "body", "proxy_protocol"),
+    ("replies", "body", "proxy_protocol", "maillog"),
     ("envelope", "sockets", "block", "metrics", "config"),
     ("hooks", "sasl", "certificate", "proxied", "sinks"),
     ("connection", "guests"),

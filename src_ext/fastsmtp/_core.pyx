@@ -360,7 +360,14 @@ cdef class Dialogue(Commands):
     cdef int _line(self, const char *line, size_t n) except -1:
         """A whole line: a command, or what answers a challenge."""
         if self.phase != PHASE_RESPONSE:
-            return self._command(line, n)
+            if not self.rules.log_mail:
+                return self._command(line, n)
+            self.said = line
+            self.said_length = n
+            try:
+                return self._command(line, n)
+            finally:
+                self.said = NULL
         self.phase = PHASE_COMMAND
         self.asked_at = monotonic()
         if n == 1 and line[0] == b"*":

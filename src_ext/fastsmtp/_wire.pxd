@@ -43,6 +43,8 @@ cdef class Wire:
     # where it is
     cdef uint8_t phase, asking
     cdef uint8_t verb           # of the last command
+    cdef const char *said       # the line of the command that is being done, where mail is logged
+    cdef size_t said_length
     cdef bint starting_tls      # Python does STARTTLS
     cdef bint last_cr, long_line, held_back, in_handshake, spoke, connected
     cdef bint yielded           # others have their turn before the rest of what came

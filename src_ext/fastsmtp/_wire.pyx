@@ -107,6 +107,11 @@ cdef class Wire:
         """
 
     @property
+    def command_line(self):
+        """The command that is being done, as octets without CRLF; ``None`` when it waits for a hook."""
+        return self.said[:self.said_length] if self.said != NULL else None
+
+    @property
     def message_size(self):
         """Octets of content of the message that is being received, or was just received; 0 without one."""
         return self.reception.content.size if self.reception is not None else 0

@@ -1,0 +1,229 @@
+"""The log of mail: one line for each message that was taken, and for each reply that refused something.
+
+Knows what such a line tells, as text or as JSON, and how many there may be in a second. What a client chose is cut, and
+its control characters are escapes, so that a line is one line and every value stays one value.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import time
+from json.encoder import encode_basestring_ascii as _json
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from fastsmtp.logs import Outlet, brief, peer_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastsmtp._envelope import Session
+    from fastsmtp.connection import Connection
+
+NAME = "fastsmtp.mail"
+Wanted: TypeAlias = Literal["off", "refusals", "all"]
+
+_REFUSALS = 100  # lines a second; a client alone can have thousands of commands refused
+_MESSAGES = 5000  # lines a second
+_RECIPIENTS = 5  # that are named
+_LONGEST = 100  # characters of a value
+_LONGEST_REPLY = 500
+
+_BARE = re.compile(
+    r"[!#-<>-\[\]-~]+"
+).fullmatch  # printable ASCII, and neither a blank, a quote, "=" nor a backslash
+
+
+class MailLog:
+    """The log of one event loop's connections, written to the logger ``fastsmtp.mail`` at level INFO.
+
+    ``form`` is ``"text"`` or ``"json"``.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, form: str = "text") -> None:
+        self._loop = loop
+        self._logger = logging.getLogger(NAME)
+        self._json = form == "json"
+        outlet = Outlet.of(self._logger)
+        self._write: Callable[[str], object]
+        self._head: Callable[[float], str]
+        if outlet is None:
+            self._write = self._logger.info
+            self._head = _no_head
+        else:
+            # A record of logging costs more than all else about a line.
+            self._write = outlet.put
+            self._head = _no_head if self._json else self._text_head
+        self._tail = _as_json if self._json else _as_text
+        self._second = 0
+        self._stamp = ""
+        self._pid = os.getpid()
+        self._window = 0.0
+        self._refusals = self._messages = self._left_out = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    @staticmethod
+    def wanted(setting: Wanted) -> Wanted:
+        """What ``Rules`` are told: nothing is logged where nobody would see it."""
+        return setting if logging.getLogger(NAME).isEnabledFor(logging.INFO) else "off"
+
+    def add(self, connection: Connection, stage: str, reply: bytes) -> None:
+        """Writes the line for a reply, or counts it if there are too many in this second."""
+        now = time.monotonic()
+        if now - self._window >= 1.0:
+            self._window = now
+            self._refusals = self._messages = 0
+        if reply[:1] == b"2":
+            self._messages += 1
+            too_many = self._messages > _MESSAGES
+        else:
+            self._refusals += 1
+            too_many = self._refusals > _REFUSALS
+        if too_many:
+            self._left_out += 1
+            if self._timer is None:
+                self._timer = self._loop.call_later(1.0, self.tell)
+            return
+        self._write(self._head(time.time()) + self._tail(connection, stage, reply, now))
+
+    def tell(self) -> None:
+        """Says how many lines were left out, if any were."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._left_out:
+            count, self._left_out = self._left_out, 0
+            self._logger.warning(
+                "%s lines of the log of mail were left out: too many in a second", f"{count:,}"
+            )
+
+    def _text_head(self, now: float) -> str:
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+        return f"{self._stamp},{int((now - second) * 1000):03d} INFO {NAME}[{self._pid}] "
+
+
+def _no_head(now: float) -> str:
+    return ""
+
+
+_EVENTS = {b"2": "accepted", b"4": "deferred", b"5": "rejected", b"": "lost"}
+
+
+def _peer(connection: Connection) -> str:
+    peer = connection.session.peer
+    if peer is None:
+        connection.know_peer()
+        peer = connection.session.peer
+    if type(peer) is tuple and len(peer) == 2:  # IPv4
+        return f"{peer[0]}:{peer[1]}"
+    return peer_name(peer)
+
+
+def _tls(session: Session) -> str:
+    if not session.tls:
+        return ""
+    encrypted: Any = session.ssl
+    if isinstance(encrypted, dict):  # aiosmtpd's facts
+        encrypted = encrypted.get("ssl_object")
+    try:
+        return str(encrypted.version())
+    except (AttributeError, ValueError):
+        return "TLS"
+
+
+def _said(reply: bytes) -> str:
+    said = reply[:-2].decode("utf-8", "backslashreplace")
+    return said.replace("\r\n", " / ") if "\r" in said else said
+
+
+# --- text -----------------------------------------------------------------------------------------------------
+
+
+_PLAIN = re.compile(r"[ !#-\[\]-~]*").fullmatch  # printable ASCII, and neither a quote nor a backslash
+
+
+def _bare(value: str) -> str:
+    """A value that is told apart from what follows."""
+    return value if len(value) <= _LONGEST and _BARE(value) else _quoted(value, _LONGEST) if value else "-"
+
+
+def _quoted(value: str, most: int) -> str:
+    if len(value) <= most and _PLAIN(value):
+        return f'"{value}"'
+    shown = brief(value.replace("\\", "\\\\").replace('"', '\\"'), most)
+    return f'"{shown}"'
+
+
+def _as_text(connection: Connection, stage: str, reply: bytes, now: float) -> str:
+    session, envelope = connection.session, connection.envelope
+    sender = envelope.mail_from if envelope is not None else None
+    hello = session.host_name or "-"
+    if sender is None or envelope is None:
+        of_message = "from=- to=- size=0 id=- ms=-"
+    else:
+        all_of_them = envelope.rcpt_tos
+        recipients = all_of_them if len(all_of_them) == 1 else all_of_them[:_RECIPIENTS]
+        more = f"+{len(all_of_them) - _RECIPIENTS}" if len(all_of_them) > _RECIPIENTS else ""
+        # One look at all of them: nearly always nothing has to be quoted.
+        together = f"{sender}>,<{'>,<'.join(recipients)}"
+        if len(together) > _LONGEST or not _BARE(together):
+            sender = _bare(sender)
+            recipients = [_bare(recipient) for recipient in recipients]
+        path = sender if sender == "<>" else f"<{sender}>"
+        to = f"<{'>,<'.join(recipients)}>" if recipients else "-"
+        of_message = (
+            f"from={path} to={to}{more} size={connection.message_size} id={envelope.id} "
+            f"ms={(now - connection.message_began) * 1000:.1f}"
+        )
+    if len(hello) > _LONGEST or not _BARE(hello):
+        hello = _quoted(hello, _LONGEST)
+    event = _EVENTS[reply[:1]]
+    command = "" if event == "accepted" else connection.refused_command
+    if command:
+        command = f" command={_quoted(command, _LONGEST)}"
+    peer = _peer(connection)
+    if not _BARE(peer):
+        peer = _quoted(peer, _LONGEST)
+    tls = _tls(session) if session.tls else "-"
+    return (
+        f"{event} stage={stage} session={session.id} peer={peer} hello={hello} tls={tls} {of_message}{command} "
+        f"reply={_quoted(_said(reply), _LONGEST_REPLY)}"
+    )
+
+
+# --- JSON -----------------------------------------------------------------------------------------------------
+
+
+def _text_of(value: str, most: int = _LONGEST) -> str:
+    return _json(value if len(value) <= most and value.isprintable() else brief(value, most))
+
+
+def _as_json(connection: Connection, stage: str, reply: bytes, now: float) -> str:
+    session, envelope = connection.session, connection.envelope
+    sender = envelope.mail_from if envelope is not None else None
+    clock = time.time()
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(clock))
+    if sender is None or envelope is None:
+        of_message = '"from":null,"to":[],"recipients":0,"size":0,"id":null,"ms":null'
+    else:
+        to = ",".join([_text_of(recipient) for recipient in envelope.rcpt_tos[:_RECIPIENTS]])
+        of_message = (
+            f'"from":{_text_of(sender)},"to":[{to}],"recipients":{len(envelope.rcpt_tos)},'
+            f'"size":{connection.message_size},"id":"{envelope.id}",'
+            f'"ms":{(now - connection.message_began) * 1000:.1f}'
+        )
+    event = _EVENTS[reply[:1]]
+    command = "" if event == "accepted" else connection.refused_command
+    if command:
+        command = f'"command":{_text_of(command)},'
+    return (
+        f'{{"time":"{stamp}.{int(clock % 1 * 1000):03d}Z","level":"INFO","logger":"{NAME}","process":{os.getpid()},'
+        f'"event":"{event}","stage":"{stage}","session":"{session.id}","peer":{_text_of(_peer(connection))},'
+        f'"hello":{_text_of(session.host_name or "")},"tls":"{_tls(session)}",{of_message},{command}'
+        f'"reply":{_text_of(_said(reply), _LONGEST_REPLY)}}}'
+    )
