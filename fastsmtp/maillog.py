@@ -166,18 +166,18 @@ def _as_text(connection: Connection, stage: str, reply: bytes, now: float) -> st
     if sender is None or envelope is None:
         of_message = "from=- to=- size=0 id=- ms=-"
     else:
-        all_of_them = envelope.rcpt_tos
-        recipients = all_of_them if len(all_of_them) == 1 else all_of_them[:_RECIPIENTS]
-        more = f"+{len(all_of_them) - _RECIPIENTS}" if len(all_of_them) > _RECIPIENTS else ""
-        # One look at all of them: nearly always nothing has to be quoted.
-        together = f"{sender}>,<{'>,<'.join(recipients)}"
-        if len(together) > _LONGEST or not _BARE(together):
-            sender = _bare(sender)
-            recipients = [_bare(recipient) for recipient in recipients]
         path = sender if sender == "<>" else f"<{sender}>"
-        to = f"<{'>,<'.join(recipients)}>" if recipients else "-"
+        named = envelope.rcpt_tos
+        if len(named) > _RECIPIENTS:
+            named = [brief(recipient, _LONGEST) for recipient in named[:_RECIPIENTS]]
+        to = f"<{'>,<'.join(named)}>" if named else "-"
+        if len(path) > _LONGEST or not _BARE(path):
+            path = _quoted(path, _LONGEST)
+        if len(to) > _LONGEST or not _BARE(to):
+            to = _quoted(to, _RECIPIENTS * _LONGEST)
+        more = len(envelope.rcpt_tos) - len(named)
         of_message = (
-            f"from={path} to={to}{more} size={connection.message_size} id={envelope.id} "
+            f"from={path} to={to} {f'more={more} ' if more else ''}size={connection.message_size} id={envelope.id} "
             f"ms={(now - connection.message_began) * 1000:.1f}"
         )
     if len(hello) > _LONGEST or not _BARE(hello):
