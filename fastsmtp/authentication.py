@@ -85,7 +85,7 @@ class Authentication(Connection):
         self.challenge(b"334 " + (b64encode(octets) if encode_to_b64 else octets) + b"\r\n")
         line = await response
         if line is None:
-            log.warning("%r aborted AUTH with '*'", self.session.peer)
+            self._say(logging.WARNING, "aborted", "AUTH was aborted with '*'")
             return MISSING
         if log_client_response:
             warnings.warn("AUTH interaction logging is enabled!", stacklevel=2)
@@ -120,7 +120,12 @@ class Authentication(Connection):
         if isinstance(result, AuthResult):
             return result
         # Whatever else it is, it lets nobody in.
-        log.error("authenticator gave no AuthResult but %r", type(result))
+        self._say(
+            logging.ERROR,
+            "authenticator",
+            "authenticator gave no AuthResult but %s",
+            brief_repr(type(result)),
+        )
         return AuthResult(success=False, handled=False)
 
     def _authenticate(self, mechanism: str, auth_data: Any) -> Any:

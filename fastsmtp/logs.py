@@ -221,12 +221,13 @@ class Outlet(logging.Handler):
         return handlers[0] if len(handlers) == 1 and isinstance(handlers[0], cls) else None
 
     @classmethod
-    def drain_all(cls) -> None:
-        """Writes what waits and can be written, for who has a turn to spare."""
+    def drain_all(cls) -> bool:
+        """Writes what waits and can be written, for who has a turn to spare; whether some still waits."""
         for outlet in cls._all:
             if outlet._waiting:
                 with outlet.lock or contextlib.nullcontext():
                     outlet.drain()
+        return any(outlet._waiting for outlet in cls._all)
 
     @classmethod
     def after_fork(cls) -> None:

@@ -115,13 +115,8 @@ _EVENTS = {b"2": "accepted", b"4": "deferred", b"5": "rejected", b"": "lost"}
 
 
 def _peer(connection: Connection) -> str:
-    peer = connection.session.peer
-    if peer is None:
-        connection.know_peer()
-        peer = connection.session.peer
-    if type(peer) is tuple and len(peer) == 2:  # IPv4
-        return f"{peer[0]}:{peer[1]}"
-    return peer_name(peer)
+    connection.know_peer()
+    return peer_name(connection.session.peer)
 
 
 def _tls(session: Session) -> str:
@@ -186,13 +181,15 @@ def _as_text(connection: Connection, stage: str, reply: bytes, now: float) -> st
     command = "" if event == "accepted" else connection.refused_command
     if command:
         command = f" command={_quoted(command, _LONGEST)}"
-    peer = _peer(connection)
-    if not _BARE(peer):
-        peer = _quoted(peer, _LONGEST)
+    address: Any = session.peer
+    ipv4 = type(address) is tuple and len(address) == 2
+    peer = f"{address[0]}:{address[1]}" if ipv4 else _bare(_peer(connection))
+    said = _said(reply)
+    said = f'"{said}"' if len(said) <= _LONGEST_REPLY and _PLAIN(said) else _quoted(said, _LONGEST_REPLY)
     tls = _tls(session) if session.tls else "-"
     return (
         f"{event} stage={stage} session={session.id} peer={peer} hello={hello} tls={tls} {of_message}{command} "
-        f"reply={_quoted(_said(reply), _LONGEST_REPLY)}"
+        f"reply={said}"
     )
 
 

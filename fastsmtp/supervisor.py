@@ -25,6 +25,7 @@ from fastsmtp import children
 from fastsmtp.block import Block
 from fastsmtp.children import END_NOW, STACKS, STRAYS, Child, Departure, WorkerContext, name_of
 from fastsmtp.errors import ConfigError
+from fastsmtp.logs import Outlet
 
 log = logging.getLogger(__name__)
 
@@ -175,6 +176,8 @@ class Supervisor:
 
     def _wait(self) -> None:
         soonest = self._soonest()
+        if Outlet.drain_all():
+            soonest = min(soonest, time.monotonic() + 1.0)
         for key, _ in self._selector.select(None if soonest == inf else max(0.0, soonest - time.monotonic())):
             if key.data is None:
                 with contextlib.suppress(BlockingIOError):

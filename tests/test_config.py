@@ -136,6 +136,8 @@ def test_every_setting_can_be_given_by_the_environment(
         "backlog": "1",
         "loop": "asyncio",
         "log_level": "WARNING",
+        "log_format": "JSON",
+        "log_mail": "All",
     }
     assert set(values) == set(Config.model_fields)
     for key, value in values.items():

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from controllers import HEADERS
 from processes import PATIENCE, Client, Start, await_true, interruptible
 from servers import Client as AsyncClient
 from servers import Keeps, on_both_loops, serve, until
@@ -177,6 +178,46 @@ def test_a_controllers_failing_hooks_are_few_lines(caplog: pytest.LogCaptureFixt
         assert record.exc_text
         assert "\x1b" not in record.exc_text
         assert not re.search("^2026", record.exc_text, re.M)
+
+
+@pytest.mark.parametrize("header", [HEADERS[1], HEADERS[2]], ids=["version 1", "version 2"])
+@on_both_loops
+async def test_a_proxy_header_is_a_warning_that_names_the_setting(
+    header: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with await serve(Keeps()) as server:
+        for _ in range(8):
+            with await AsyncClient.connect(server) as client:
+                port = client.socket.getsockname()[1]
+                await client.send(header)
+                assert [reply.code for reply in await client.rest()][-1] == 421
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 6
+    assert "a PROXY header came" in caplog.messages[0]
+    assert "the setting proxy_protocol is not there yet" in caplog.messages[0]
+    assert caplog.messages[5].endswith(f" of 127.0.0.1:{port}) (and 2 more like it)")
+
+
+def test_a_controller_names_its_parameter(caplog: pytest.LogCaptureFixture) -> None:
+    with controlled(Keeps()) as dial, socket.create_connection(("127.0.0.1", dial.port), timeout=10) as sock:
+        sock.sendall(HEADERS[1])
+        said = b""
+        while octets := sock.recv(1000):
+            said += octets
+    assert said.splitlines()[1].startswith(b"421 ")
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("mail.log", logging.WARNING)
+    assert "proxy_protocol_timeout" in record.getMessage()
+
+
+@on_both_loops
+async def test_another_protocol_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "fastsmtp")
+    async with await serve(Keeps(), log_mail="off") as server:
+        for hello in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03" + bytes(500)):
+            with await AsyncClient.connect(server) as client:
+                await client.send(hello)
+                await client.rest()
+    assert [message.partition(" came")[0] for message in caplog.messages] == ["HTTP", "TLS"]
 
 
 # --- who reads them -------------------------------------------------------------------------------------------
