@@ -199,7 +199,7 @@ def test_no_value_can_look_like_several(words: str) -> None:
     Fake.envelope.mail_from = words
     Fake.envelope.rcpt_tos = [words] * 1000
     reply = b"550 " + words.encode("utf-8", "surrogateescape")[:300] + b"\r\n"
-    text = _as_text(Fake, "rcpt", reply, time.monotonic())  # type: ignore[arg-type]
+    text = _as_text(Fake(), "rcpt", reply, time.monotonic())  # type: ignore[arg-type]
     assert text.isprintable()
     assert len(text) < 2500
     names = [
@@ -219,7 +219,7 @@ def test_no_value_can_look_like_several(words: str) -> None:
     ]
     assert [name for name, _ in WORD.findall(text)] == names
     assert WORD.sub("", text).strip() == "rejected"
-    parsed = json.loads(_as_json(Fake, "rcpt", reply, time.monotonic()))  # type: ignore[arg-type]
+    parsed = json.loads(_as_json(Fake(), "rcpt", reply, time.monotonic()))  # type: ignore[arg-type]
     assert parsed["recipients"] == 1000
     assert len(parsed["to"]) == 5
     assert parsed["hello"].isprintable()
