@@ -296,6 +296,59 @@ async def test_a_line_of_an_mbox_before_the_header_becomes_a_field(threshold: in
     assert octets.endswith(content)
 
 
+@pytest.mark.parametrize("threshold", [1 << 20, 1000, 1])
+@on_both_loops
+async def test_lines_that_end_with_cr_cr_lf_are_lines_and_the_header_has_all_its_fields(
+    threshold: int, tmp_path: Path
+) -> None:
+    sent = b"Subject: hi\r\r\nFrom: a@example.org\r\r\n\r\r\n" + b"body\r\r\r\n" * 300
+    settings = {
+        "deliver": f"maildir:{tmp_path}/mail",
+        "spill_threshold": threshold,
+        "spill_directory": tmp_path,
+    }
+    async with await serve(**settings) as server:
+        with await Client.greeted(server) as client:
+            for cut in 1, 12, 13, 14, len(sent):
+                await client.send(TO_DATA + sent[:cut])
+                assert await client.codes(3) == [250, 250, 354]
+                assert (await client.ask(sent[cut:] + b".\r\n")).code == 250
+    found = mail_in(tmp_path / "mail")
+    assert len(found) == 5
+    for octets in found:
+        assert octets.endswith(b"\r\nSubject: hi\r\nFrom: a@example.org\r\n\r\n" + b"body\r\n" * 300)
+        keys = ["Return-Path", "Delivered-To", "Received", "Subject", "From"]
+        assert email.message_from_bytes(octets).keys() == keys
+
+
+@pytest.mark.parametrize("threshold", [1 << 20, 1000, 1])
+@on_both_loops
+async def test_a_cr_within_a_line_of_the_header_makes_no_field(threshold: int, tmp_path: Path) -> None:
+    sent = b"Subject: hi\rBcc: injected@example.org\r\nTo: b@example.org\r\n\r\n" + b"body\r\n" * 300
+    settings = {
+        "deliver": f"maildir:{tmp_path}/mail",
+        "spill_threshold": threshold,
+        "spill_directory": tmp_path,
+    }
+    async with await serve(**settings) as server:
+        with await Client.greeted(server) as client:
+            for cut in 1, 11, 12, 13, len(sent):
+                await client.send(TO_DATA + sent[:cut])
+                assert await client.codes(3) == [250, 250, 354]
+                assert (await client.ask(sent[cut:] + b".\r\n")).code == 250
+    found = mail_in(tmp_path / "mail")
+    assert len(found) == 5
+    for octets in found:
+        assert email.message_from_bytes(octets).keys() == [
+            "Return-Path",
+            "Delivered-To",
+            "Received",
+            "Subject",
+            "To",
+        ]
+        assert octets.endswith(b"\r\nTo: b@example.org\r\n\r\n" + b"body\r\n" * 300)
+
+
 @pytest.mark.asyncio
 async def test_recipients_that_a_hook_changed_after_the_spill_are_the_ones_named(tmp_path: Path) -> None:
     async with opened(tmp_path / "mail") as sink:
