@@ -21,13 +21,14 @@ from fastsmtp._core import Dialogue
 from fastsmtp._engine import STAGES, Block, Engine, index
 from fastsmtp._rules import ASKS
 from fastsmtp._stream import Stream
-from fastsmtp.body import Body, Spill
+from fastsmtp.body import Body
 from fastsmtp.envelope import Envelope
 from fastsmtp.errors import SMTPError
 from fastsmtp.hooks import Call, Plan, cause_of, contained, guarded, is_cancellation, settled
 from fastsmtp.logs import Noise, brief_repr, describe, peer_name
 from fastsmtp.maillog import MailLog
 from fastsmtp.replies import NotAReply, from_lines, from_status, refusal
+from fastsmtp.spills import Spilling
 
 _MAIL = ASKS.index("MAIL")
 _RCPT = ASKS.index("RCPT")
@@ -204,6 +205,14 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         call = self._site.plan.calls[kind]
         assert call is not None, ASKS[kind]
         self.know_peer()
+        if type(argument) is Spilling:
+            if argument.busy:
+                self._wait_for_disk(argument)
+                return None
+            if argument.error is not None:
+                argument.close()
+                self.failed(argument.error)
+                return self.rules.book["NO_ROOM"] * (self.recipients if self.rules.lmtp else 1)
         try:
             if kind == _DATA:
                 assert self.envelope is not None
@@ -228,6 +237,25 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         self._pending = future
         future.add_done_callback(self._done)
         return None
+
+    def _wait_for_disk(self, spilling: Spilling) -> None:
+        """The content is whole, but a slow disk has not taken it yet: asks for it then."""
+        written = self._pending = self._site.loop.create_future()
+
+        def ask() -> None:
+            if self._pending is not written:  # it was given up
+                spilling.close()
+                return
+            self._pending = None
+            if self.closed:
+                spilling.close()
+                self.answer(self.rules.book["HANDLER_FAILED"])
+                return
+            reply = self.ask(_DATA, spilling, None)
+            if reply is not None:
+                self.answered(reply)
+
+        spilling.when_written(ask)
 
     if sys.version_info >= (3, 12):
 
@@ -492,8 +520,8 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
             session.peer = self.transport.get_extra_info("peername")
 
 
-def _body(argument: bytes | Block | Spill) -> Body:
-    return argument.body() if isinstance(argument, Spill) else Body.in_memory(argument)
+def _body(argument: bytes | Block | Spilling) -> Body:
+    return argument.body() if isinstance(argument, Spilling) else Body.in_memory(argument)
 
 
 def _queued(name: str) -> bytes:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from fastsmtp._engine import Engine
 from fastsmtp._rules import Rules
-from fastsmtp.body import Spill
 from fastsmtp.connection import Site
 from fastsmtp.logs import Noise
 from fastsmtp.maillog import MailLog
 from fastsmtp.replies import native
+from fastsmtp.spills import Spills
 
 if TYPE_CHECKING:
     from fastsmtp.terms import Terms
@@ -51,10 +51,10 @@ class House:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.sites: dict[Terms, Site] = {}
-        spills = Path(tempfile.gettempdir())
+        spills = Spills(Path(tempfile.gettempdir()), loop)
         rules = Rules(book=native("localhost"))  # until each connection has its own
         self.engine = Engine(
-            rules=rules, open_spill=lambda dialogue, beginning: Spill(spills), spill_threshold=_SPILL
+            rules=rules, open_spill=lambda dialogue, beginning: spills.open(dialogue), spill_threshold=_SPILL
         )
         self.noise = Noise(loop)
         self.mail = MailLog(loop)

@@ -22,7 +22,6 @@ from fastsmtp._engine import Counters, Engine
 from fastsmtp._rules import Book, Rules
 from fastsmtp.accepting import Accepting
 from fastsmtp.block import HEARTBEAT
-from fastsmtp.body import Spill
 from fastsmtp.certificate import tls_context
 from fastsmtp.children import END_NOW, STRAYS, WorkerContext, ignore, note_stray
 from fastsmtp.connection import Connection, Site
@@ -31,6 +30,7 @@ from fastsmtp.logs import Outlet
 from fastsmtp.maillog import MailLog
 from fastsmtp.replies import native
 from fastsmtp.sockets import close as close_listeners
+from fastsmtp.spills import Spilling, Spills
 
 if TYPE_CHECKING:
     import ssl
@@ -119,6 +119,7 @@ class Worker:
             handler_timeout=config.handler_timeout,
             log_mail=MailLog.wanted(config.log_mail),
         )
+        self._spills = Spills(config.spill_directory, self._loop)
         self._engine = Engine(
             rules=rules,
             counters=counters,
@@ -213,14 +214,14 @@ class Worker:
 
     # --- storing --------------------------------------------------------------------------------------------
 
-    def _open_spill(self, dialogue: Dialogue, beginning: bytes) -> Spill:
+    def _open_spill(self, dialogue: Dialogue, beginning: bytes) -> Spilling:
         head = b""
         if self._sink is not None:
             connection = cast("Connection", dialogue)
             connection.know_peer()
             assert dialogue.envelope is not None
             head = self._sink.head(dialogue.session, dialogue.envelope, beginning)
-        return Spill(self._config.spill_directory, head)
+        return self._spills.open(dialogue, head)
 
     # --- leaving --------------------------------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ def freezable_disk(parent: Path) -> Iterator[FreezableDisk]:
     folder.mkdir()
     with image.open("wb") as file:
         file.truncate(64 << 20)
-    commands = [["mkfs.ext4", "-q", str(image)], ["mount", "-o", "loop", str(image), str(folder)]]
+    commands = [["mkfs.ext4", "-q", "-m", "0", str(image)], ["mount", "-o", "loop", str(image), str(folder)]]
     for command in [["fsfreeze", "--version"], *commands]:
         try:
             subprocess.run(command, capture_output=True, text=True, check=True)

@@ -29,7 +29,7 @@ LAYERS = (
     ),
     ("replies", "body", "proxy_protocol", "maillog"),
     ("envelope", "sockets", "block", "metrics", "config"),
-    ("hooks", "sasl", "certificate", "proxied", "sinks"),
+    ("hooks", "sasl", "certificate", "proxied", "sinks", "spills"),
     ("connection", "guests"),
     ("accepting", "streams", "children", "worker", "supervisor", "exporter", "forking"),
     ("service",),
