@@ -61,6 +61,11 @@ TAKEN = {
     '<"a b"@c.example>': '"a b"@c.example',
     "<a@[192.0.2.1]>": "a@[192.0.2.1]",
     "<a+b=c@d.example>": "a+b=c@d.example",
+    "<first..last@d.example>": "first..last@d.example",
+    "<taro.@d.example>": "taro.@d.example",
+    "<.taro@d.example>": ".taro@d.example",
+    "...@d.example": "...@d.example",
+    "a..b": "a..b",
     f"<{400 * 'l'}@d.example>": f"{400 * 'l'}@d.example",
     400 * "l": 400 * "l",
     "<A@B.Example>": "A@B.Example",
@@ -187,16 +192,14 @@ PARAMETERS = [
     Row(
         "parameters behind a tab",
         EHLO,
-        ("MAIL FROM:<a@b>\tSIZE=1", OK, MAIL_EHLO),
-        looks("envelope.mail_options", ["SIZE=1"], []),
-        differs="blanks are SP (RFC 5321 4.1.2)",
+        ("MAIL FROM:<a@b>\tSIZE=1", OK),
+        looks("envelope.mail_options", ["SIZE=1"]),
     ),
     Row(
         "parameters parted by a tab",
         EHLO,
-        ("MAIL FROM:<a@b> SIZE=1\tBODY=7BIT", OK, MAIL_EHLO),
-        looks("envelope.mail_options", ["SIZE=1", "BODY=7BIT"], []),
-        differs="blanks are SP (RFC 5321 4.1.2)",
+        ("MAIL FROM:<a@b> SIZE=1\tBODY=7BIT", OK),
+        looks("envelope.mail_options", ["SIZE=1", "BODY=7BIT"]),
     ),
     *(
         Row(

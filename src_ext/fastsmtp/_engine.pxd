@@ -51,15 +51,26 @@ cdef enum:
 
 cdef extern from *:
     """
+    #include <stdlib.h>
     #include <time.h>
+    #ifdef __GLIBC__
+    #include <malloc.h>
+    #endif
     static inline double fastsmtp_monotonic(void)
     {
         struct timespec t;
         clock_gettime(CLOCK_MONOTONIC, &t);
         return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
     }
+    static inline void fastsmtp_trim(void)
+    {
+    #ifdef __GLIBC__
+        malloc_trim(0);
+    #endif
+    }
     """
     double monotonic "fastsmtp_monotonic"() noexcept nogil
+    void trim_memory "fastsmtp_trim"() noexcept nogil
 
 cdef int word_of_code(int code) noexcept
 cdef int result_of(int code) noexcept
@@ -92,6 +103,7 @@ cdef class Engine:
     cdef public bint draining
     cdef public double now
     cdef readonly uint64_t held
+    cdef uint64_t most_held         # since memory was last given back to the system
     cdef double before          # what `now` was before the last tick
     cdef bint relieving
     cdef double relieved_in_vain    # monotonic seconds

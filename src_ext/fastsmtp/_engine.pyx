@@ -180,6 +180,7 @@ cdef class Counters:
 cdef enum:
     LEAST_CAPACITY = 4096       # of a message's first memory: a client that sends one octet holds no more
     WARM = 64 * 1024            # memory of this capacity is kept and used again
+    MUCH_MEMORY = 32 * 1024 * 1024      # beyond this memory goes back to the system when a flood is over
     SPARES = 64                 # what lies unused for a tick goes back, so this is for bursts
 
 
@@ -255,6 +256,10 @@ cdef class Engine:
             self.spare_octets -= self.spare[self.spares].capacity
             free(self.spare[self.spares].data)
         self.spares_unused = self.spares
+        if self.most_held > MUCH_MEMORY and self.held + self.spare_octets < self.most_held // 4:
+            # After a flood of messages: the allocator keeps their pages for this process, unless it is asked.
+            self.most_held = self.held
+            trim_memory()
         expired = []
         for dialogues in (self.live, self.unanswered):
             for dialogue in dialogues:
@@ -269,6 +274,8 @@ cdef class Engine:
         if self.held + octets > self.memory_budget:
             return False
         self.held += octets
+        if self.held > self.most_held:
+            self.most_held = self.held
         self.counters.words[BUFFERED_BYTES] = self.held
         return True
 

@@ -96,7 +96,7 @@ static int read_liberal_dot_string(struct reader *r)
    what was written in its name. */
 static int read_lenient_local_part(struct reader *r)
 {
-    int words = 0;
+    const uint8_t *begin = r->p;
     for (;;) {
         if (is(r, '"')) {
             if (!read_quoted_string(r))
@@ -105,13 +105,10 @@ static int read_lenient_local_part(struct reader *r)
             r->p += 2;
         } else if (is(r, '.')) {
             r->p++;
-            continue;
         } else if (!run(r, ATEXT)) {
-            break;
+            return r->p > begin;
         }
-        words++;
     }
-    return words > 0;
 }
 
 static int read_local_part(struct reader *r)
