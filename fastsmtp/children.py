@@ -1,13 +1,15 @@
 """The children of a supervisor: how each is forked, what it reports, and how it ends.
 
-* A status pipe for each child. A worker writes one byte into it when it accepts, or why it never will; later its
-  Python stacks, when ``STACKS`` asks for them.
+* A status pipe for each child. A worker writes one byte into it when it accepts, or why it never will, another one when
+  it begins to drain, and its Python stacks, when ``STACKS`` asks for them.
 * The lifeline, a pipe that nobody writes to. The supervisor alone holds its write end, so all children read
   EOF when the supervisor is gone, even by SIGKILL. The kernel bounds the life of a child that does not
   look (see ``_signals``).
 
 When a child is started, replaced or told to end is decided in ``supervisor``.
 """
+
+from __future__ import annotations
 
 import contextlib
 import faulthandler
@@ -45,7 +47,7 @@ STRAYS = frozenset(
     ]
 )
 
-_READY = b"\0"
+_READY, _LEAVING = b"\0", b"\1"
 # A complaint must fit into the pipe as a whole.
 _LONGEST_COMPLAINT = 2048
 _LONGEST_STACKS = 1 << 16
@@ -65,13 +67,14 @@ class WorkerContext:
 
     ``index`` is its number, from 0. ``slot`` is where it counts (see ``metrics.Block``). ``lifeline`` is a
     descriptor that reads EOF when the supervisor is gone. ``ready`` is called once, when the worker accepts
-    and handles SIGTERM.
+    and handles SIGTERM, and ``leaving`` after that, when it accepts no more.
     """
 
     index: int
     slot: memoryview
     lifeline: int
     ready: Callable[[], None]
+    leaving: Callable[[], None]
 
 
 class Departure(BaseException):
@@ -96,7 +99,8 @@ class Child:
     slot: int | None = None  # of the block; None: the exporter
     roll: int = 0  # how many rolls had begun when it was forked
     since: float = inf  # when it was ready
-    leaving: bool = False  # was told to end
+    drains: bool = False  # has begun to, whoever told it
+    leaving: bool = False  # was told to end, or drains
     deadline: float = inf  # when it is killed
     suspected: float = inf  # since when its event loop is known to stand still
     killed: bool = False
@@ -120,7 +124,8 @@ class Child:
         elif self.since == inf:
             self.complaint = text.decode("utf-8", "replace")
             return False
-        self.stacks += text[: _LONGEST_STACKS - len(self.stacks)]
+        self.drains = self.drains or _LEAVING in text  # faulthandler writes no such octet
+        self.stacks += text.replace(_LEAVING, b"")[: _LONGEST_STACKS - len(self.stacks)]
         return ready
 
     def kill(self, number: signal.Signals) -> None:
@@ -131,13 +136,13 @@ class Child:
 
 def fork(
     name: str,
-    body: Callable[[Callable[[], None]], int],
+    body: Callable[[Reporter], int],
     *,
     drop: Iterable[int],
     strays: Iterable[int],
     patience: float,
 ) -> Child:
-    """Forks ``body(ready)``, which returns its exit status, as a child that is called ``name``.
+    """Forks ``body(reporter)``, which returns its exit status, as a child that is called ``name``.
 
     The child closes the descriptors ``drop`` and ignores the signals ``strays``. If this process dies, the child has
     ``patience`` seconds to end. Raises ``OSError`` when there are no processes or descriptors left, and in the child
@@ -157,7 +162,7 @@ def fork(
         os.close(status)
         raise
     if pid == 0:
-        reporter = _Reporter(report, parent, max(1, ceil(patience)))
+        reporter = Reporter(report, parent, max(1, ceil(patience)))
         _be_child(name, body, reporter, [status, *drop], strays, mask)
     os.close(report)  # else no EOF would come, and later children would hold it too
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -216,36 +221,40 @@ def pipe() -> tuple[int, int]:
     return read, write
 
 
-class _Reporter:
+class Reporter:
     """A child's end of the status pipe. It stays open: stacks come later."""
 
     def __init__(self, report: int, parent: int, patience: int) -> None:
         self.report = report
         self._parent = parent
         self._patience = patience
-        self._told = False
+        self._first = True
 
     def bound(self) -> None:
         _signals.bound_orphan(self._parent, self._patience)
 
     def ready(self) -> None:
-        self.bound()  # again, as the program may have changed its user
-        self._tell(_READY)
+        if self._first:
+            self.bound()  # again, as the program may have changed its user
+            self._tell(_READY)
 
     def complain(self, text: str) -> None:
-        self._tell(text.encode("utf-8", "backslashreplace")[:_LONGEST_COMPLAINT])
+        if self._first:
+            self._tell(text.encode("utf-8", "backslashreplace")[:_LONGEST_COMPLAINT])
+
+    def leaving(self) -> None:
+        self._tell(_LEAVING)
 
     def _tell(self, message: bytes) -> None:
-        if not self._told:
-            self._told = True
-            with contextlib.suppress(BrokenPipeError):  # the supervisor is gone: the lifeline tells
-                os.write(self.report, message)
+        self._first = False
+        with contextlib.suppress(BrokenPipeError):  # the supervisor is gone: the lifeline tells
+            os.write(self.report, message)
 
 
 def _be_child(
     name: str,
-    body: Callable[[Callable[[], None]], int],
-    reporter: _Reporter,
+    body: Callable[[Reporter], int],
+    reporter: Reporter,
     drop: Iterable[int],
     strays: Iterable[int],
     mask: Iterable[int],
@@ -266,7 +275,7 @@ def _be_child(
         if not faulthandler.is_enabled():
             _signals.use_ordinary_stack()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        code = body(reporter.ready) & 0xFF
+        code = body(reporter) & 0xFF
     except Departure:
         code = None
         raise

@@ -23,7 +23,7 @@ from types import FrameType
 
 from fastsmtp import children
 from fastsmtp.block import Block
-from fastsmtp.children import END_NOW, STACKS, STRAYS, Child, Departure, WorkerContext, name_of
+from fastsmtp.children import END_NOW, STACKS, STRAYS, Child, Departure, Reporter, WorkerContext, name_of
 from fastsmtp.errors import ConfigError
 from fastsmtp.logs import Outlet
 
@@ -161,6 +161,7 @@ class Supervisor:
             while True:
                 self._act_on_signals()
                 self._reap()
+                self._fill_in()
                 self._kill_overdue()
                 self._watch()
                 self._start_due()
@@ -191,7 +192,8 @@ class Supervisor:
     def _soonest(self) -> float:
         """When something is to be done of which no signal and no child tells."""
         now = time.monotonic()
-        times = [place.due if self._serves else min(place.due, place.urgent) for place in self._places]
+        serves = self._serves
+        times = [self._due(place, serves) for place in self._places]
         times += [child.deadline for child in self._children]
         if any(place.due < inf for place in self._workers):
             times.append(now + _ABSENT / 2)  # do the others still serve?
@@ -284,7 +286,22 @@ class Supervisor:
                 self._failed = self._failed or self._stopping
                 if child.since < inf and not child.killed:
                     log.warning("%s while it was draining", what)
-        elif child is place.successor:
+        else:
+            self._vacate(child, place, what, clean)
+
+    def _fill_in(self) -> None:
+        """Replaces workers that drain though only somebody else has told them to: they accept no more."""
+        for child, place in list(self._children.items()):
+            if child.drains and not (child.leaving or self._stopping):
+                child.leaving = True
+                child.deadline = time.monotonic() + self._patience
+                self._vacate(
+                    child, place, f"{child} drains, and was not told to by its supervisor", clean=True
+                )
+
+    def _vacate(self, child: Child, place: _Place, what: str, clean: bool) -> None:
+        """Decides what becomes of the place of a child that is dead or drains."""
+        if child is place.successor:
             place.successor = None
             self._rolling = False
             log.error("%s; the workers that were not replaced yet go on", what)
@@ -348,11 +365,16 @@ class Supervisor:
             if child.slot is not None and not child.leaving and not child.killed
         )
 
+    def _due(self, place: _Place, serves: bool) -> float:
+        """When the next child of ``place`` is to start, which needs a free slot."""
+        if sum(its is place for its in self._children.values()) > 1:
+            return inf
+        return place.due if serves else min(place.due, place.urgent)
+
     def _start_due(self) -> None:
         serves = self._serves
         for place in self._places:
-            due = place.due if serves else min(place.due, place.urgent)
-            if due <= time.monotonic() and not self._stopping:
+            if self._due(place, serves) <= time.monotonic() and not self._stopping:
                 place.due = place.urgent = inf
                 if place.started and place.index is not None:
                     self._block.note_restart()
@@ -498,11 +520,12 @@ class Supervisor:
         self._selector.register(child.status, selectors.EVENT_READ, child)
         return child
 
-    def _be_worker(self, index: int, slot: int, ready: Callable[[], None]) -> int:
-        context = WorkerContext(index, self._block.slot(slot), self._lifeline[0], ready)
+    def _be_worker(self, index: int, slot: int, reporter: Reporter) -> int:
+        lifeline = self._lifeline[0]
+        context = WorkerContext(index, self._block.slot(slot), lifeline, reporter.ready, reporter.leaving)
         return int(self._run_worker(context))
 
-    def _be_exporter(self, ready: Callable[[], None]) -> int:
+    def _be_exporter(self, reporter: Reporter) -> int:
         assert self._run_exporter is not None
         children.serve_lifeline(self._lifeline[0])
         self._run_exporter()

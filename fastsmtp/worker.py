@@ -337,6 +337,8 @@ async def live(
         raise
     finally:
         loop.remove_reader(context.lifeline)
+    worker.leave()
+    context.leaving()
     draining = loop.create_task(worker.drain(drain_timeout))
     await asyncio.wait({draining, now}, return_when=_FIRST)
     if not draining.done():
