@@ -34,7 +34,7 @@ from fastsmtp.body import Draft, sync_folder
 from fastsmtp.envelope import Envelope, Session
 from fastsmtp.hooks import describe
 from fastsmtp.sinks.commit import FolderSync
-from fastsmtp.sinks.trace import BEGINNING, separator
+from fastsmtp.sinks.trace import BEGINNING, HEADER, parsable, separator
 
 __all__ = ["AsyncMessage", "Debugging", "Mailbox", "Message", "Proxy", "Sink"]
 
@@ -50,8 +50,6 @@ _WRITERS = 4  # threads that wait for the disk of one Maildir
 _MAX_TEXT = 400  # characters of a remote's reply: a reply line has at most 512 octets (RFC 5321 4.5.3.1.5)
 _LATER = "451 4.4.1 No answer from the next server"
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
-# The fields of a header, with the lines that continue them.
-_HEADER = re.compile(rb"(?:[!-9;-~]+[ \t]*:[^\n]*+(?:\n|\Z)(?:[ \t][^\n]*+(?:\n|\Z))*+)*+")
 _REPEATED_CODE = re.compile(r"\n[245]\.\d{1,3}\.\d{1,3}(?!\S)")
 _NOT_PRINTABLE = re.compile(r"[^ -~]")
 
@@ -239,7 +237,7 @@ def _forward(deliver: Callable[..., Refusals], peer: Any, envelope: Envelope) ->
 
 def _header_end(content: bytes) -> int:
     """Where the header ends: at an empty line, at the first line that is no field, or with the content."""
-    header = _HEADER.match(content)
+    header = HEADER.match(content)
     assert header is not None
     return header.end()
 
@@ -331,13 +329,11 @@ class MessageBase(ABC):
         return message
 
     def _parse(self, data: object) -> email.message.Message:
-        # The parser drops a first line that begins with a blank, a colon or "From ", whatever it is.
         if isinstance(data, (bytes, bytearray)):
-            before = separator(bytes(data[:BEGINNING]))
-            return message_from_bytes(before + data if before else data, self.message_class)
+            return message_from_bytes(parsable(bytes(data)), self.message_class)
         if isinstance(data, str):
-            before = separator(data[:BEGINNING].encode("utf-8", "surrogateescape"))
-            return message_from_string(before.decode() + data, self.message_class)
+            octets = parsable(data.encode("utf-8", "surrogatepass"))
+            return message_from_string(octets.decode("utf-8", "surrogatepass"), self.message_class)
         raise TypeError(f"Expected str or bytes, got {type(data)}")
 
     @abstractmethod

@@ -21,7 +21,7 @@ from fastsmtp.errors import ConfigError, InternalConfusion, SMTPError
 from fastsmtp.hooks import cause_of, guarded, misfit, settled
 from fastsmtp.logs import brief, brief_repr
 from fastsmtp.replies import NotAReply, plain, refusal
-from fastsmtp.sinks.trace import BEGINNING, separator
+from fastsmtp.sinks.trace import parsable
 
 if TYPE_CHECKING:
     from email.message import Message
@@ -102,9 +102,7 @@ class SMTPRequest:
     def message(self) -> Message:
         """The message, parsed from the lines of ``data`` as octets. Made when first asked for."""
         if self._message is None:
-            # The parser drops a first line that begins with a blank, a colon or "From ", whatever it is.
-            lines = self._lines()
-            self._message = email.message_from_bytes(separator(lines[:BEGINNING]) + lines)
+            self._message = email.message_from_bytes(parsable(self._lines()))
         return self._message
 
     def _lines(self) -> bytes:

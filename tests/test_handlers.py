@@ -234,6 +234,33 @@ def test_content_without_a_header_is_text_to_its_first_octet(text: str, kind: An
     assert message.get_payload(decode=kind is not str) == (text.encode() if kind is not str else text)
 
 
+@pytest.mark.parametrize("kind", [bytes, bytearray, str])
+def test_no_cr_ends_a_line_of_the_header(kind: Any) -> None:
+    text = "Subject: é\r\r\nTo: c@d.example\rBcc: x@d.example\r\n\r\r\r\nbo\rdy\r\r\n"
+    content = kind(text, "utf-8") if kind is not str else text
+    message = Takes().prepare_message(a_session(), an_envelope(content))
+    assert message.keys() == ["Subject", "To", "X-Peer", "X-MailFrom", "X-RcptTo"]
+    assert message["To"] == "c@d.example Bcc: x@d.example"
+    assert message.get_payload() == "bo\rdy\r\r\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "payload"),
+    [
+        (b"A: b\r\n\r\ntext\r\n", "text\r\n"),
+        (b"A: b\n\ntext\n", "text\n"),
+        (b"A: b\r\r\n\r\ntext\r\n", "text\r\n"),
+        (b"A: b\r\r\n\r\r\ntext\r\n", "text\r\n"),
+        (b"A: b\r\n\r\n\r\r\ntext\r\n", "\r\r\ntext\r\n"),
+        (b"A: b\r\ntext\r\r\n", "text\r\r\n"),
+        (b"A: b\r", ""),
+        (b"\r\r\ntext\r\n", "text\r\n"),
+    ],
+)
+def test_the_text_is_what_follows_the_empty_line(content: bytes, payload: str) -> None:
+    assert Takes().prepare_message(a_session(), an_envelope(content)).get_payload() == payload
+
+
 @pytest.mark.parametrize("line", ["From ann@a.example Thu Nov 20 11:43:00 2025", ">From ann"])
 def test_a_line_of_an_mbox_before_the_header_is_a_field(line: str) -> None:
     message = Takes().prepare_message(a_session(), an_envelope(f"{line}\nSubject: x\n\ntext\n"))

@@ -25,6 +25,10 @@ _MAX_ADDRESS = 900  # octets; the grammar allows 256, this keeps a line below 99
 _FIELD = rb"[!-9;-~]+[ \t]*:"
 _NEEDS_NO_SEPARATOR = re.compile(rb"%b|\r*\n" % _FIELD)
 _MAILBOX_LINE = re.compile(rb">?From [^\n]*\n%b" % _FIELD)
+HEADER = re.compile(rb"(?:%b[^\n]*+(?:\n|\Z)(?:[ \t][^\n]*+(?:\n|\Z))*+)*+" % _FIELD)
+"""The fields that content begins with, and the lines that continue them."""
+_CRS = re.compile(rb"\r+\n")
+_STRAY_CR = re.compile(rb"\r(?!\n)")
 BEGINNING = 1024
 """Octets of content that ``separator`` looks at: no line of a header is longer."""
 
@@ -73,6 +77,26 @@ def separator(content: bytes) -> bytes:
     if _NEEDS_NO_SEPARATOR.match(content):
         return b""
     return b"X-Mailbox-Line: " if _MAILBOX_LINE.match(content) else b"\r\n"
+
+
+def parsable(content: bytes) -> bytes:
+    """The content for Python's ``email``.
+
+    That drops a first line that begins with a blank, a colon or ``From ``, and it ends a line at each CR, so that a CR
+    in the header makes a field of what follows it.
+    """
+    before = separator(content[:BEGINNING])
+    if before:
+        content = before + content
+    header = HEADER.match(content)
+    assert header is not None
+    fields = header[0]
+    empty_line = _CRS.match(content, header.end())
+    if not _STRAY_CR.search(fields) and (empty_line is None or len(empty_line[0]) == 2):
+        return content
+    end = header.end() if empty_line is None else empty_line.end()
+    fields = _STRAY_CR.sub(b" ", _CRS.sub(b"\r\n", fields))
+    return fields + (b"" if empty_line is None else b"\r\n") + content[end:]
 
 
 def return_path(mail_from: str) -> bytes:
