@@ -331,6 +331,7 @@ class BaseController(metaclass=ABCMeta):
         assert self.server is not None, "SMTP daemon not running"
         await self._guests.leave(self.server, self.grace if grace is None else grace)
         await self._guests.end(self.server)
+        house_of(self.loop).tell()
         self._cleanup()
 
     async def __aenter__(self) -> Self:
@@ -433,6 +434,7 @@ class BaseThreadedController(BaseController, metaclass=ABCMeta):
     async def _wind_up(self, server: Server) -> None:
         """Leaves nothing behind in a loop that is about to be closed."""
         await self._guests.end(server)
+        house_of(self.loop).tell()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()

@@ -86,6 +86,11 @@ class House:
             self.engine.now = time.monotonic()
             self._ticking = self.loop.call_later(self._interval, self._tick)
 
+    def tell(self) -> None:
+        """Says what was left out of the log."""
+        self.noise.tell()
+        self.mail.tell()
+
     def _tick(self) -> None:
         for dialogue, state in self.engine.tick(time.monotonic()):
             dialogue.expire(state)

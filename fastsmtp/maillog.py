@@ -181,6 +181,8 @@ def _as_text(connection: Connection, stage: str, reply: bytes, now: float) -> st
     command = "" if event == "accepted" else connection.refused_command
     if command:
         command = f" command={_quoted(command, _LONGEST)}"
+    if connection.transport is None and reply:
+        command += " told=no"
     address: Any = session.peer
     ipv4 = type(address) is tuple and len(address) == 2
     peer = f"{address[0]}:{address[1]}" if ipv4 else _bare(_peer(connection))
@@ -218,6 +220,8 @@ def _as_json(connection: Connection, stage: str, reply: bytes, now: float) -> st
     command = "" if event == "accepted" else connection.refused_command
     if command:
         command = f'"command":{_text_of(command)},'
+    if connection.transport is None and reply:
+        command += '"told":false,'
     return (
         f'{{"time":"{stamp}.{int(clock % 1 * 1000):03d}Z","level":"INFO","logger":"{NAME}","process":{os.getpid()},'
         f'"event":"{event}","stage":"{stage}","session":"{session.id}","peer":{_text_of(_peer(connection))},'

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import smtplib
+import socket
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -137,6 +138,29 @@ async def test_silence_and_a_client_who_leaves_are_told(lines: Any, caplog: pyte
     assert (gone["event"], gone["stage"], gone["reply"]) == ("lost", "data", '""')
 
 
+@on_both_loops
+async def test_a_message_whose_client_left_is_told_of(lines: Any, caplog: pytest.LogCaptureFixture) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    class Waits:
+        async def handle_DATA(self, server: object, session: Session, envelope: Envelope) -> str:
+            begun.set()
+            await go_on.wait()
+            return "250 2.0.0 kept"
+
+    async with await serve(Waits(), log_mail="all") as server:
+        with await Client.greeted(server) as client:
+            await client.send(b"MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\ntext\r\n.\r\n")
+            await begun.wait()
+            client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        await until(lambda: server.connections == 0)
+        go_on.set()
+        await until(lines)
+    (line,) = lines()
+    assert (line["event"], line["told"], line["to"], line["size"]) == ("accepted", "no", "<c@d.example>", "6")
+    assert line["reply"] == '"250 2.0.0 kept"'
+
+
 @pytest.mark.parametrize(
     ("setting", "events"), [("off", []), ("refusals", ["rejected"]), ("all", ["rejected", "accepted"])]
 )
@@ -189,6 +213,7 @@ def test_no_value_can_look_like_several(words: str) -> None:
         session = Session()
         envelope = Envelope()
         message_size = 1
+        transport = object()
         message_began = time.monotonic()
         refused_command = words
 

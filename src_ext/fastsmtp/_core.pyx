@@ -254,6 +254,8 @@ cdef class Dialogue(Commands):
             # The client is gone, but what a handler did with the message counts.
             if self.asking == ASK_DATA:
                 self.engine.counters.bump(MESSAGES + result_of(code_of(reply)), 1)
+                if self.rules.log_mail and (code_of(reply) >= 400 or self.rules.log_mail == LOG_ALL):
+                    self._log(reply)
             self.asking = ASK_NOTHING
             if not self.connected:
                 self.engine.unanswered.discard(self)

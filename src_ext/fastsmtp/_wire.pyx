@@ -40,7 +40,7 @@ cdef enum:
 cdef double TURN = 250e-6
 
 # Control characters of a client's words do not go back to it, where they may be shown on a terminal.
-SHOWN = bytes.maketrans(bytes(range(32)) + b"\x7f", b"?" * 33)
+SHOWN = bytes.maketrans(bytes({*range(32), 127} - {9}), b"?" * 32)
 
 # What the log calls the verb of a command; by ``command.verb``.
 LOG_STAGES = tuple(verb.lower() for verb in VERB_NAMES) + ("connect",)
