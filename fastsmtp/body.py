@@ -263,7 +263,8 @@ class _MemoryBody(Body):
         return memoryview(self._data).toreadonly()
 
     def beginning(self, count: int) -> bytes:
-        return bytes(memoryview(self._data)[:count])
+        data = self._data
+        return data[:count] if type(data) is bytes else bytes(memoryview(data)[:count])
 
     def open(self) -> BinaryIO:
         return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, io.BytesIO(bytes(self)))))  # read-only

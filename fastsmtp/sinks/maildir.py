@@ -323,6 +323,13 @@ class Maildir(Sink):
 
     def _place(self, work: list[tuple[_Delivery, _Copy]], failures: Counter[str]) -> None:
         try:
+            self._find_root()
+        except OSError as error:
+            for delivery, _ in work:
+                if delivery.error is None:
+                    self._fail(delivery, error, failures)
+            return
+        try:
             self._each(self._write, work, failures)
             if self._sync:
                 if len(work) > 1:
@@ -358,9 +365,6 @@ class Maildir(Sink):
         failures[str(error)] += 1
 
     def _write(self, delivery: _Delivery, copy: _Copy) -> None:
-        if os.stat(self._boxes.root).st_dev != self._device:
-            self._check_mount(self._boxes.root)
-            self._device = os.stat(self._boxes.root).st_dev
         if delivery.separator is None:
             delivery.separator = separator(delivery.body.beginning(BEGINNING))
         head = copy.head + delivery.separator
@@ -474,6 +478,13 @@ class Maildir(Sink):
         folders.reverse()
         return folders
 
+    def _find_root(self) -> None:
+        """Raises OSError if the root is not there, or the file system that it was on."""
+        device = os.stat(self._boxes.root).st_dev
+        if device != self._device:
+            self._check_mount(self._boxes.root)
+            self._device = device
+
     def _check_mount(self, folder: bytes) -> None:
         """Raises OSError if a file system that ``folder`` was on is not mounted any more."""
         for mount in list(self._mounts):
@@ -493,7 +504,10 @@ class Maildir(Sink):
 
 
 def _queue_id(envelope: Envelope) -> str:
-    return _NOT_ID.sub("_", str(envelope.id))[:_MAX_ID] or "_"
+    given = envelope.id
+    if type(given) is str and given.isascii() and given.isalnum() and len(given) <= _MAX_ID:
+        return given
+    return _NOT_ID.sub("_", str(given))[:_MAX_ID] or "_"
 
 
 def _start_sync(delivery: _Delivery, copy: _Copy) -> None:
