@@ -24,7 +24,7 @@ from fastsmtp._stream import Stream
 from fastsmtp.body import Body
 from fastsmtp.envelope import Envelope
 from fastsmtp.errors import SMTPError
-from fastsmtp.hooks import Call, Plan, cause_of, contained, guarded, is_cancellation, settled
+from fastsmtp.hooks import Call, Plan, cause_of, contained, give_up, guarded, is_cancellation, settled
 from fastsmtp.logs import Noise, brief_repr, describe, peer_name
 from fastsmtp.maillog import MailLog
 from fastsmtp.replies import NotAReply, from_lines, from_status, refusal
@@ -276,7 +276,7 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         if pending is not None:
             took = time.monotonic() - self.asked_at
             self._say(logging.ERROR, "time", "a hook took longer than %g s and was given up", took)
-            pending.cancel()
+            give_up(pending)
         super().expire(state)
         if self._at_eof:
             self.hang_up()
@@ -291,7 +291,7 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
     def abort(self) -> None:
         """Ends the connection now, whatever is unsent."""
         if self._pending is not None:
-            self._pending.cancel()
+            give_up(self._pending)
             self._pending = None
         if self.transport is not None:
             self.transport.abort()

@@ -264,48 +264,31 @@ def is_cancellation(error: BaseException) -> bool:
     return task is None or task.cancelling() > 0
 
 
-class guarded(Coroutine[Any, Any, T]):
-    """A coroutine of a hook. Raises ``Raised`` in place of what is no ``Exception``; a task of it can be cancelled.
-
-    No ``async def``, which would leave a hook that is cancelled before its first step never awaited.
+async def guarded(hook: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine of a hook gives. Raises ``Raised`` in place of what is no ``Exception``; a task of it can be
+    cancelled, by ``give_up`` if that may be before its first step.
     """
-
-    __slots__ = ("_hook",)
-
-    def __init__(self, hook: Coroutine[Any, Any, T]) -> None:
-        self._hook = hook
-
-    def send(self, value: Any) -> Any:
-        try:
-            return self._hook.send(value)
-        except Exception:  # StopIteration is the end
+    try:
+        return await hook
+    except Exception:
+        raise
+    except GeneratorExit as error:
+        if error.__traceback__ is None or error.__traceback__.tb_next is None:
+            raise  # it comes from outside: the coroutine is closed
+        raise Raised(error) from None
+    except BaseException as error:
+        if is_cancellation(error):
             raise
-        except BaseException as error:
-            raise _as_exception(error) from None
-
-    def throw(self, *error: Any) -> Any:
-        try:
-            return self._hook.throw(*error)
-        except Exception:
-            raise
-        except BaseException as raised:
-            raise _as_exception(raised) from None
-
-    def close(self) -> None:
-        self._hook.close()
-
-    def __await__(self) -> Any:
-        return self
-
-    def __iter__(self) -> Any:
-        return self
-
-    def __next__(self) -> Any:
-        return self.send(None)
+        raise Raised(error) from None
 
 
-def _as_exception(error: BaseException) -> BaseException:
-    return error if is_cancellation(error) else Raised(error)
+def give_up(task: asyncio.Future[Any]) -> None:
+    """Cancels a task of a hook. One that has not begun would be told of as never awaited."""
+    guard: Any = task.get_coro() if isinstance(task, asyncio.Task) else None
+    is_guard = getattr(guard, "cr_code", None) is guarded.__code__
+    if is_guard and inspect.getcoroutinestate(guard) == inspect.CORO_CREATED:
+        guard.cr_frame.f_locals["hook"].close()
+    task.cancel()
 
 
 def contained(function: Callable[..., T], *args: object) -> T:

@@ -22,7 +22,7 @@ from fastsmtp.application import Application, RequestHandler
 from fastsmtp.authentication import AuthCallbackType, AuthenticatorType, login_always_fail
 from fastsmtp.envelope import Envelope, Session
 from fastsmtp.errors import SMTPError
-from fastsmtp.hooks import cause_of, guarded, settled
+from fastsmtp.hooks import cause_of, give_up, guarded, settled
 from fastsmtp.house import House, forget_prepared, house_of, make_loop
 from fastsmtp.introduced import Introduced
 from fastsmtp.legacy import Legacy
@@ -350,7 +350,9 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
             log.info("%r connection lost", self.session.peer)
         super().connection_lost(exc)
         for waited in (self._response, self._performance, self._command, self._introduction):
-            if waited is not None:
+            if isinstance(waited, asyncio.Future):
+                give_up(waited)
+            elif waited is not None:
                 waited.cancel()
         self.resume_waiting()
         self._tell_of_the_end()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from fastsmtp.connection import LATER
-from fastsmtp.hooks import guarded, settled
+from fastsmtp.hooks import give_up, guarded, settled
 from fastsmtp.pushing import Pushing
 from fastsmtp.replies import as_status
 from fastsmtp.terms import Terms, built_in
@@ -66,7 +66,7 @@ class Verbs(Pushing):
     def hang_up(self) -> None:
         super().hang_up()
         if self._command is not None and not _is_current(self._command):
-            self._command.cancel()  # it must not begin TLS, say, on what is over
+            give_up(self._command)  # it must not begin TLS, say, on what is over
 
     def _command_done(self, task: asyncio.Task[Any]) -> None:
         if task is not self._command:
@@ -96,7 +96,7 @@ class Verbs(Pushing):
         command = self._command
         if command is not None and state == "handler":
             self._command = None
-            command.cancel()
+            give_up(command)
         super().expire(state)
 
     async def check_auth_needed(self, caller_method: str) -> bool:
