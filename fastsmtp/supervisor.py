@@ -215,7 +215,7 @@ class Supervisor:
                     self._hurried = True
                     log.info("%s again: the workers end now", name_of(number))
                     for child in self._children:
-                        if child.slot is not None:
+                        if child.slot is not None and not child.killed:
                             self._terminate(child, self._timing.grace, END_NOW)
             elif number == signal.SIGHUP and not self._stopping:
                 log.info(
@@ -283,7 +283,8 @@ class Supervisor:
     def _act_on_death(self, child: Child, place: _Place, what: str, clean: bool) -> None:
         if child.leaving or self._stopping:
             if child.slot is not None and not clean:
-                self._failed = self._failed or self._stopping
+                # One that hung and was killed did not fail to drain.
+                self._failed = self._failed or (self._stopping and child.leaving)
                 if child.since < inf and not child.killed:
                     log.warning("%s while it was draining", what)
         else:
@@ -393,7 +394,7 @@ class Supervisor:
             place.due = place.urgent = inf
         self._on_stop()
         for child in self._children:
-            if child.slot is not None and not child.leaving:
+            if child.slot is not None and not (child.leaving or child.killed):
                 self._terminate(child, patience)
 
     def _fail(self, line: str, patience: float | None = None) -> None:

@@ -4,12 +4,13 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from processes import Client, Server, Start, await_true, starter, stuffed
+from processes import PATIENCE, Client, Server, Start, await_true, starter, stuffed
 from test_forking import PROGRAM
 
 # VRFY hangs in one of three ways. The last holds the interpreter's lock.
@@ -263,3 +264,53 @@ def test_a_signal_that_means_nothing_is_ignored_with_a_line(
         assert server.get("/healthz")[0] == 200
     assert server.end() == 0
     assert re.findall(r".*killed by.*", server.err) == []
+
+
+def test_a_log_that_nobody_reads_holds_up_neither_supervisor_nor_workers(tmp_path: Path) -> None:
+    (tmp_path / "hangs.py").write_text(HANGS)
+    read, write = os.pipe()
+    options = ("--workers", "2", "--worker-timeout", "0.5", "--hostname", "mx.example")
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "fastsmtp",
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--handler",
+            "hangs:Hangs",
+            *options,
+        ],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=write,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            found = re.match(r"fastsmtp listens on (\S+) ", process.stdout.readline())
+            assert found is not None
+            os.set_blocking(write, False)  # for the server, too: the description is the same
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(write, b"x")
+            os.set_blocking(write, True)
+            for way in ("SIGSTOP", "loop"):
+                with Client(found[1]) as client:
+                    assert client.reply().startswith("220 ")
+                    victim = _hang(client, way)
+                    assert client.at_end()
+
+                def served(victim: int = victim, address: str = found[1]) -> bool:
+                    with Client(address) as client:
+                        return client.reply().startswith("220 ") and client.who() != victim
+
+                await_true(served, "a greeting of another worker")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+            os.close(read)
+            os.close(write)
