@@ -244,11 +244,8 @@ class Outlet(logging.Handler):
 
     def put(self, line: str) -> None:
         """Writes a line that is formatted."""
-        self.acquire()
-        try:
+        with self.lock or contextlib.nullcontext():
             self._put(line)
-        finally:
-            self.release()
 
     def _put(self, line: str) -> None:
         octets = line.encode("utf-8", "backslashreplace") + b"\n"
