@@ -36,6 +36,7 @@ cdef class Poller:
     cdef object _loop
     cdef bint looking, closing, called
     cdef object backlog         # streams with more to do than a turn allows, in a deque
+    cdef list owing             # streams whose last read may wait for its acknowledgement
     cdef set all        # the sockets
     cdef list passed    # those that left during a look
     cdef list leaving
@@ -51,6 +52,7 @@ cdef class Poller:
     cdef int _looked(self) except -1
     cdef int _work_off(self) except -1
     cdef int _call_again(self) except -1
+    cdef int _acknowledge(self) except -1
 
 
 cdef class Watched:
@@ -77,7 +79,7 @@ cdef class Stream(Watched):
     cdef Wire wire
     cdef bytearray unsent
     cdef Seal seal
-    cdef bint closing, left, at_end, choked, lent, made, said_all, busy, wrote
+    cdef bint closing, left, at_end, choked, lent, made, said_all, busy, wrote, owes
     cdef object error, timer, _socket
     cdef object awaited     # called when something can be read, before there is a dialogue
     cdef Address address
@@ -86,7 +88,7 @@ cdef class Stream(Watched):
     cdef int _made(self) except -1
     cdef int _receive(self) except -1
     cdef int _busy_turn(self) except -1
-    cdef int _acknowledge(self, ssize_t n) except -1
+    cdef int _acknowledge(self) noexcept
     cdef int _unseal(self) except -1
     cdef int _secured(self) except -1
     cdef int _tls_failed(self, error) except -1

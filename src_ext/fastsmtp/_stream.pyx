@@ -121,6 +121,7 @@ cdef class Poller:
         self.passed = []
         self.leaving = []
         self.backlog = deque()
+        self.owing = []
         self.shaking = set()
         if sets and READINESS_SETS:
             self.set = readiness_open()
@@ -182,7 +183,18 @@ cdef class Poller:
                 end = monotonic() + LOOK
             elif monotonic() >= end:
                 break
+        self._acknowledge()
         self._call_again()
+
+    cdef int _acknowledge(self) except -1:
+        """Acknowledges at once what clients may wait on, of whom nothing more came since."""
+        cdef Stream stream
+        if self.owing:
+            for stream in self.owing:
+                if stream.owes:
+                    stream._acknowledge()
+            self.owing.clear()
+        return 0
 
     cdef int _work_off(self) except -1:
         """A turn of the stream that waits longest for one. All that are not busy were served before: a client that
@@ -312,6 +324,7 @@ cdef class Poller:
             self._serve(watched, what)
         finally:
             self._looked()
+        self._acknowledge()
         self._call_again()
 
 
@@ -668,6 +681,7 @@ cdef class Stream(Watched):
         cdef size_t room = SEALED
         cdef char *p = self.poller.sealed if self.seal is not None else self.wire.room(&room)
         cdef ssize_t n = recv(self.fd, p, room, 0)
+        self.owes = False
         if n > 0:
             self.wrote = False
             if self.seal is None:
@@ -678,8 +692,9 @@ cdef class Stream(Watched):
                     self._unseal()
                 finally:
                     self.seal.keep()
-            if n < SHORT and not self.wrote:
-                self._acknowledge(n)
+            if n < SHORT and not self.wrote and not self.left and self.wire.wants_more():
+                self.owes = True
+                self.poller.owing.append(self)
         elif n == 0:
             self._end_of_input()
         elif not passing():
@@ -707,14 +722,14 @@ cdef class Stream(Watched):
                 self.poller._loop.call_soon(self.unseal)
         return 0
 
-    cdef int _acknowledge(self, ssize_t n) except -1:
-        """Acknowledges a short read at once that a client may wait on: one that sends its content, or a command, in
-        small segments by the algorithm of Nagle (RFC 896) waits for us, and we would wait 40 ms for a reply to send
-        the acknowledgement with (RFC 1122 4.2.3.2).
+    cdef int _acknowledge(self) noexcept:
+        """Has the kernel acknowledge a short read now. A client that sends its content, or a command, in small segments
+        by the algorithm of Nagle (RFC 896) waits for that, while the kernel waits 40 ms for a reply to send it with
+        (RFC 1122 4.2.3.2).
         """
         cdef int on = 1
-        if (ACKNOWLEDGE_NOW and not self.left and self.wire.wants_more()
-                and (self.address.any.sa_family == AF_INET or self.address.any.sa_family == AF_INET6)):
+        if ACKNOWLEDGE_NOW and not self.left and (
+                self.address.any.sa_family == AF_INET or self.address.any.sa_family == AF_INET6):
             setsockopt(self.fd, IPPROTO_TCP, ACKNOWLEDGE_NOW, &on, sizeof(on))
         return 0
 

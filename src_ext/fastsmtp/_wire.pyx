@@ -448,7 +448,7 @@ cdef class Wire:
         self.engine.counters.bump(word_of_code(book.codes[reply]), 1)
         text = book.text(reply).replace(b"{verb}", self._verb(c).encode()[:MUCH_SHOWN])
         text = text.replace(b"{argument}", c.argument[:min(c.length, <size_t>MUCH_SHOWN)])
-        return self._put(text[:-2].translate(SHOWN) + b"\r\n")
+        return self._put(text.removesuffix(b"\r\n").translate(SHOWN) + b"\r\n")
 
     cdef int _foreign(self, str what) except -1:
         """Ends a connection on which another protocol is spoken."""
