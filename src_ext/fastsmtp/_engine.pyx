@@ -335,7 +335,7 @@ cdef class Engine:
         return True
 
     cdef bint grow_memory(self, Memory *memory, size_t capacity) except -1:
-        """Memory of at least ``capacity``, and twice as large as before: what is there is copied a few times at most."""
+        """Memory of at least ``capacity``, and twice as large as before, so that octets are copied a few times at most."""
         cdef size_t wanted
         cdef char *data
         cdef Memory warm
