@@ -294,8 +294,8 @@ class Config(BaseSettings):
         default=256 * _MIB,
         ge=1,
         le=1 << 40,
-        description="Memory, per worker, for messages, recipients and commands that wait. Beyond it the messages that come "
-        "most slowly go to temporary files; while handlers hold it all, clients are asked with 452 to come again.",
+        description="Memory, per worker, for messages, recipients and commands that wait. Beyond it the messages that "
+        "come most slowly go to temporary files; while handlers hold it all, clients are asked with 452 to come again.",
     )
 
     min_data_rate: Size = Field(

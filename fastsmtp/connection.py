@@ -21,6 +21,7 @@ from fastsmtp._core import Dialogue
 from fastsmtp._engine import STAGES, Block, Engine, index
 from fastsmtp._rules import ASKS
 from fastsmtp._stream import Stream
+from fastsmtp._wire import HELD_BY_VERDICT, HELD_UNREAD
 from fastsmtp.body import Body
 from fastsmtp.envelope import Envelope
 from fastsmtp.errors import SMTPError
@@ -165,10 +166,10 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         return self.pending
 
     def pause_writing(self) -> None:
-        self.hold_back()
+        self.hold_back(HELD_UNREAD)
 
     def resume_writing(self) -> None:
-        self.go_on()
+        self.go_on(HELD_UNREAD)
         self._hang_up_if_done()
 
     # --- the dialogue's calls -------------------------------------------------------------------------------
@@ -341,14 +342,14 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         if hook is None:
             self.go_on()
         else:
-            self.hold_back()  # nothing is done for a client that may not be trusted
+            self.hold_back(HELD_BY_VERDICT)  # nothing is done for a client that may not be trusted
             self._pending = self._site.loop.create_task(self._judge_tls(hook))
 
     async def _judge_tls(self, hook: Call) -> None:
         if not await self._accepts_tls(hook):
             self.distrust()
         self._pending = None
-        self.go_on()
+        self.go_on(HELD_BY_VERDICT)
 
     def tls_failed(self, error: Exception) -> None:
         """Called when the handshake came to nothing; the connection is closed."""

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastsmtp._wire import HELD_BY_DISK
 from fastsmtp.body import Body, Spill
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class Spilling:
         self._pieces.append(bytes(data))
         if not self.busy:
             assert self._dialogue is not None
-            self._dialogue.hold_back()
+            self._dialogue.hold_back(HELD_BY_DISK)
             self.busy = True
             _in_thread(self._write_all)
 
@@ -166,7 +167,7 @@ class Spilling:
         if self._closed:
             self.close()
         if dialogue is not None:
-            dialogue.go_on()
+            dialogue.go_on(HELD_BY_DISK)
         if then is not None:
             then()
 

@@ -12,6 +12,7 @@ from wires import HELLO, TO_DATA
 from fastsmtp._core import Dialogue
 from fastsmtp._engine import Engine
 from fastsmtp._rules import HOOKS, Rules
+from fastsmtp._wire import HELD_UNREAD
 from fastsmtp.replies import native
 
 DIALOGS = load_all()
@@ -261,11 +262,11 @@ def test_dialogues_of_one_engine_do_not_disturb_each_other() -> None:
 def test_a_client_that_does_not_read_is_not_answered_until_it_does() -> None:
     script = Script(make_engine())
     script.feed(HELLO)
-    script.hold_back()
+    script.hold_back(HELD_UNREAD)
     assert not script.reading
     script.feed(TO_DATA + b"text\r\n.\r\nNOOP\r\n")
     assert len(script.replies()) == 2
-    script.go_on()
+    script.go_on(HELD_UNREAD)
     assert script.reading
     assert len(script.replies()) == 2 + 5
 

@@ -8,6 +8,7 @@ from wires import HELLO, TO_DATA
 
 from fastsmtp._engine import LAYOUT, SLOT_BYTES, Counters, Engine, index
 from fastsmtp._rules import HOOKS, REPLIES_NAMES, Book, Rules
+from fastsmtp._wire import HELD_BY_DISK, HELD_UNREAD
 from fastsmtp.replies import native
 
 MIB = 1 << 20
@@ -170,6 +171,51 @@ def test_when_memory_is_short_and_a_message_is_too_small_for_a_file_its_connecti
     assert count(engine, "messages_total", "aborted") == len(ended)
 
 
+def test_no_more_connections_end_for_memory_than_it_takes() -> None:
+    engine = make_engine(memory_budget=256 * 1024, spill_threshold=200_000)
+    holder = Script(engine, later=True)  # a hook has most of the budget
+    holder.feed(HELLO + TO_DATA + b"x" * 100_000 + b"\r\n.\r\n")
+    small = []
+    while engine.held + 4096 <= engine.memory_budget:
+        small.append(at_data(engine))
+        small[-1].feed(b"y" * 1000)
+    script = Script(engine)
+    script.feed(HELLO + b"MAIL FROM:<>\r\n")
+    for _ in range(4096 // 500 + 1):
+        script.feed(b"RCPT TO:<%b@e.example>\r\n" % (b"x" * 490))
+    assert {reply.code for reply in script.replies()[3:]} == {250}
+    assert 1 <= sum(one.closed for one in small) <= 2
+    holder.taken.clear()
+
+
+def test_a_message_that_has_a_spill_is_not_lost_when_memory_is_short() -> None:
+    engine = make_engine(memory_budget=MIB, spill_threshold=MIB)
+    slow = at_data(engine)
+    content = b"x" * 70 + b"\r\n"
+    slow.feed(content * 20_000)
+    assert count(engine, "spilled_messages_total") == 1
+    slow.feed(b"y")
+    slow.relieve(end=True)
+    slow.feed(b"\r\n.\r\n")
+    assert last(slow) == "250 2.0.0"
+    assert slow.result().messages[0].content == content * 20_000 + b"y\r\n"
+
+
+def test_a_whole_message_is_not_lost_for_what_is_pipelined_behind_it() -> None:
+    engine = make_engine(memory_budget=200 * 1024, spill_threshold=200 * 1024)
+    script = at_data(engine)
+    script.feed(b"x" * 40_000)
+    others = []
+    while engine.held < engine.memory_budget - 8000:
+        others.append(Script(engine))
+        others[-1].feed(HELLO + b"MAIL FROM:<>\r\nRCPT TO:<%b@e.example>\r\n" % (b"z" * 900))
+    script.feed(b"y" * 5000 + b"\r\n.\r\n" + b"NOOP\r\n" * 4000)
+    replies = [reply.code for reply in script.replies()[5:]]
+    assert replies[0] == 250
+    assert set(replies) <= {250, 421}  # for the commands behind it there may be no memory
+    assert len(script.result().messages[0].content) == 45_002
+
+
 def without_spills(budget: int) -> Engine:
     rules = Rules(book=native("mx.example"), hooks=HOOKS["DATA"])
     return Engine(rules=rules, memory_budget=budget, spill_threshold=budget)
@@ -222,6 +268,32 @@ def test_recipients_count_against_the_budget() -> None:
     assert engine.held > 50 * 900
     script.feed(b"RSET\r\n")
     assert engine.held == 0
+
+
+def test_a_client_is_held_back_while_there_is_any_reason() -> None:
+    script = Script(make_engine())
+    script.feed(HELLO)
+    before = len(script.replies())
+    script.hold_back(HELD_UNREAD)
+    script.hold_back(HELD_BY_DISK)
+    script.feed(b"NOOP\r\n")
+    script.go_on(HELD_BY_DISK)
+    assert len(script.replies()) == before
+    assert not script.reading
+    script.go_on(HELD_UNREAD)
+    assert last(script) == "250 2.0.0"
+    assert script.reading
+
+
+def test_a_client_that_is_held_back_is_not_too_slow() -> None:
+    engine = make_engine(min_data_rate=100, idle_timeout=10_000, transaction_timeout=100_000)
+    now = monotonic()
+    engine.tick(now)
+    script = at_data(engine)
+    script.hold_back(HELD_BY_DISK)
+    assert engine.tick(now + 500) == []
+    script.go_on(HELD_BY_DISK)
+    assert engine.tick(now + 700) == [(script, "data_rate")]
 
 
 def test_what_waits_for_a_hook_counts_against_the_budget() -> None:

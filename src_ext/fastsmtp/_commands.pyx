@@ -536,7 +536,8 @@ cdef class Commands(Wire):
         if c.bare_cr or c.bare_lf:
             counters.bump(VIOLATIONS + VIOLATION_BARE_NEWLINE_CONTENT, 1)
         if reception.rest_length:
-            self._keep(reception.rest, reception.rest_length, True)
+            self._adopt(reception.rest, reception.rest_length)
+            reception.rest = NULL
         if refusal:
             counters.bump(MESSAGES + result_of(rules.book.codes[refusal]), 1)
             self._say_to_each(refusal)

@@ -201,7 +201,7 @@ cdef class Dialogue(Commands):
             return "data" if self.phase == PHASE_CONTENT else "command"
         if self.transaction and now - self.transaction_began > rules.transaction_timeout:
             return "transaction"
-        if self.phase == PHASE_CONTENT and rules.min_data_rate:
+        if self.phase == PHASE_CONTENT and rules.min_data_rate and not self.held_back:
             elapsed = now - self.reception.began - DATA_GRACE
             if elapsed > 0 and self.reception.content.size < rules.min_data_rate * elapsed:
                 return "data_rate"
@@ -224,11 +224,15 @@ cdef class Dialogue(Commands):
             return None
         return reception.content.size / (monotonic() - reception.began + 1)
 
-    def relieve(self):
-        """Gives the memory of a message back that is being received: its content goes to a spill, or the connection
-        ends.
+    def relieve(self, bint end):
+        """Gives the memory of a message back that is being received: its content goes to a spill. If that cannot be,
+        the connection ends, where ``end`` says so.
         """
-        if not self.reception.relieve(self):
+        if self.data_rate() is None:
+            return
+        if self.reception.may_spill(0):
+            self.reception.relieve(self)
+        elif end:
             self._leave(REPLY_MEMORY_SHORT)
 
     # --- asks and answers -----------------------------------------------------------------------------------

@@ -292,7 +292,8 @@ cdef class Engine:
 
     cdef int _relieve(self, uint64_t octets) except -1:
         """Has the slowest and emptiest of the messages that are being received give their memory back, until there is
-        room for ``octets`` and some more: else one client with a large message would pay for each of many slow ones.
+        room for ``octets``. Those that can go to a file make some more room; those that are too small for one end their
+        connections, only as many as needed.
         """
         cdef uint64_t enough = min(self.memory_budget, octets + self.memory_budget // 8)
         if self.relieving or octets > self.memory_budget or monotonic() - self.relieved_in_vain < RELIEF_PAUSE:
@@ -304,7 +305,11 @@ cdef class Engine:
             for _, _, dialogue in slowest:
                 if self.held + enough <= self.memory_budget:
                     break
-                dialogue.relieve()
+                dialogue.relieve(False)
+            for _, _, dialogue in slowest:
+                if self.held + octets <= self.memory_budget:
+                    break
+                dialogue.relieve(True)
         finally:
             self.relieving = False
         if self.held + octets > self.memory_budget:
@@ -342,9 +347,9 @@ cdef class Engine:
         if memory.capacity >= capacity:
             return True
         wanted = max(capacity, min(memory.capacity * 2, <size_t>self.spill_threshold + RECEIVE_CONTENT))
-        if memory.capacity < WARM <= wanted and self.spares > 0:
-            if not self.take_memory(&warm, wanted):
-                return False
+        if (memory.capacity < WARM <= wanted and self.spares > 0 and self.spare[self.spares - 1].capacity >= wanted
+                and self.held + self.spare[self.spares - 1].capacity <= self.memory_budget):
+            self.take_memory(&warm, wanted)
             memcpy(warm.data, memory.data, memory.capacity)
             self.give_memory(memory)
             memory[0] = warm

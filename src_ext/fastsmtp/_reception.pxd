@@ -44,7 +44,8 @@ cdef class Reception:
     cdef int _spill_memory(self, object dialogue) except -1
     cdef int _spill(self, object dialogue, const char *p, size_t n) except -1
     cdef int _lose(self, bint storage) except -1
-    cdef bint relieve(self, object dialogue) except -1
+    cdef bint may_spill(self, size_t more) noexcept
+    cdef int relieve(self, object dialogue) except -1
 
 
 cdef Reception receive(Engine engine, Rules rules, double now)

@@ -149,7 +149,9 @@ cdef class Reception:
             p = copy
         try:
             if not self._is_lost() and not self._room(2 * n + 16):
-                self._lose(False)
+                self.relieve(dialogue)
+                if not self._is_lost() and not self._room(2 * n + 16):
+                    self._lose(False)
             if self._is_lost():
                 taken = content_feed(c, <const uint8_t *>p, n, NULL, 0, 0, &stored)
             else:
@@ -177,11 +179,11 @@ cdef class Reception:
         if self._room(n):
             memcpy(self.place(), p, n)
             self.length += n
-        elif self.length + n < LEAST_SPILL and self.spill is None or self.engine.open_spill is None:
+        elif not self.may_spill(n):
             self._lose(False)
         else:
             # The budget is used up by messages that handlers have: this one goes to its spill as it comes.
-            if self.length < LEAST_SPILL:
+            if self.length < LEAST_SPILL and self.spill is None:
                 whole = self.memory.data[:self.length] + p[:n]  # a spill is opened with enough of the beginning
                 self.length = 0
                 self._spill(dialogue, whole, len(whole))
@@ -294,17 +296,18 @@ cdef class Reception:
         self.no_memory = not storage
         return self.drop()
 
-    cdef bint relieve(self, object dialogue) except -1:
-        """Gives memory back before the message is whole: its content goes to a spill. Returns whether that was
-        possible; if not, the message is lost.
-        """
-        if self.length >= LEAST_SPILL and self.engine.open_spill is not None:
-            self._spill_memory(dialogue)
-            if not self._is_lost():
-                self.engine.give_memory(&self.memory)
-            return True
-        self._lose(False)
-        return False
+    cdef bint may_spill(self, size_t more) noexcept:
+        """Whether the content, with so many octets more, is worth a file, or has one."""
+        return self.engine.open_spill is not None and (self.spill is not None or self.length + more >= LEAST_SPILL)
+
+    cdef int relieve(self, object dialogue) except -1:
+        """Gives memory back before the message is whole: its content goes to a spill, or is lost."""
+        if not self.may_spill(0):
+            return self._lose(False)
+        self._spill_memory(dialogue)
+        if not self._is_lost():
+            self.engine.give_memory(&self.memory)
+        return 0
 
 
 # --- the kernels, for the tests -----------------------------------------------------------------------------

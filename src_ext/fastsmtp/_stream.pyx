@@ -205,7 +205,9 @@ cdef class Poller:
             return 0
         try:
             stream._busy_turn()
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
             self._loop.call_exception_handler({"message": "a connection failed", "exception": error})
             stream._failed(error)
         if stream.busy and not stream.left:

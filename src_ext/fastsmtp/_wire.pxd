@@ -46,7 +46,9 @@ cdef class Wire:
     cdef const char *said       # the line of the command that is being done, where mail is logged
     cdef size_t said_length
     cdef bint starting_tls      # Python does STARTTLS
-    cdef bint last_cr, long_line, held_back, in_handshake, spoke, connected
+    cdef bint last_cr, long_line, in_handshake, spoke, connected
+    cdef unsigned held_back     # bits of reasons
+    cdef double held_since      # monotonic seconds
     cdef bint yielded           # others have their turn before the rest of what came
     cdef uint8_t opening        # empty lines that the connection began with
     cdef unsigned errors        # in tenths
@@ -69,6 +71,7 @@ cdef class Wire:
     cdef int _turn(self, char *p, size_t n) except -1
     cdef int _consume(self, char *p, size_t n) except -1
     cdef int _keep(self, const char *p, size_t n, bint pending) except -1
+    cdef int _adopt(self, char *p, size_t n) except -1
     cdef size_t _lines(self, char *p, size_t n) except? 0
     cdef int _say(self, int reply) except -1
     cdef int _error(self, int reply, command *c) except -1

@@ -42,6 +42,9 @@ cdef double TURN = 250e-6
 # Control characters of a client's words do not go back to it, where they may be shown on a terminal.
 SHOWN = bytes.maketrans(bytes({*range(32), 127} - {9}), b"?" * 32)
 
+# Reasons to hold a client back.
+HELD_UNREAD, HELD_BY_DISK, HELD_BY_VERDICT = 1, 2, 4
+
 # What the log calls the verb of a command; by ``command.verb``.
 LOG_STAGES = tuple(verb.lower() for verb in VERB_NAMES) + ("connect",)
 assert len(LOG_STAGES) == VERBS + 1
@@ -239,14 +242,21 @@ cdef class Wire:
             self._go_on()
         return 0
 
-    def hold_back(self):
-        """The client does not read its replies: no command is done until ``go_on``."""
-        self.held_back = True
+    def hold_back(self, unsigned why):
+        """No command is done, and nothing is read, until ``go_on`` for the same reason, which is ``HELD_UNREAD`` (the
+        client does not read its replies), ``HELD_BY_DISK`` or ``HELD_BY_VERDICT``.
+        """
+        if not self.held_back:
+            self.held_since = monotonic()
+        self.held_back |= why
         self.pause_reading()
 
-    def go_on(self):
-        """The client reads again."""
-        self.held_back = False
+    def go_on(self, unsigned why=0):
+        """Goes on with what has come, and with reading, unless there is another reason to hold the client back."""
+        if self.held_back and not self.held_back & ~why and self.phase == PHASE_CONTENT:
+            # The time in which nothing was read is not the client's.
+            self.reception.began += monotonic() - max(self.held_since, self.reception.began)
+        self.held_back &= ~why
         if not self._waits() and self.phase != PHASE_CLOSED:
             self._go_on()
 
@@ -348,6 +358,18 @@ cdef class Wire:
         memcpy(tail + self.tail_length, p, n)
         self.tail = tail
         self.tail_length += n
+        return 0
+
+    cdef int _adopt(self, char *p, size_t n) except -1:
+        """Makes the tail of memory that becomes its own. It counts against the budget if there is room: these octets
+        came behind a whole message, which is not to be lost for them.
+        """
+        self._keep(NULL, 0, False)
+        if self.engine.obtain(n):
+            self.tail_held = n
+        self.tail = p
+        self.tail_length = n
+        self.tail_pending = True
         return 0
 
     cdef size_t _lines(self, char *p, size_t n) except? 0:
