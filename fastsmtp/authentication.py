@@ -83,6 +83,10 @@ class Authentication(Connection):
         response = self.loop.create_future()
         self._response = response
         self.challenge(b"334 " + (b64encode(octets) if encode_to_b64 else octets) + b"\r\n")
+        if self._at_eof and not response.done():
+            self._response = None
+            self.hang_up()  # no answer can come
+            return MISSING
         line = await response
         if line is None:
             self._say(logging.WARNING, "aborted", "AUTH was aborted with '*'")

@@ -246,14 +246,15 @@ class Config(BaseSettings):
         ge=1,
         le=_INT_MAX,
         description="Bad commands of one connection before it is closed with 421; an accepted message sets the count "
-        "back. A malformed recipient counts a tenth.",
+        "back. A malformed recipient counts as a tenth of a bad command.",
     )
     max_junk_commands: Count = Field(
         default=100,
         ge=0,
         le=_INT_MAX,
-        description="Commands such as NOOP, RSET, VRFY, HELP, EHLO and MAIL that one connection may send without a "
-        "message that is accepted; then it is closed with 421. 0 is no limit.",
+        description="How many of the commands NOOP, RSET, VRFY, HELP, EHLO, HELO and MAIL one connection may send "
+        "without an accepted message; then it is closed with 421. An accepted message sets the count back; a refused recipient "
+        "does not count. Raise it for clients that send many messages of which each is refused. 0 is no limit.",
     )
     addresses: Annotated[
         Literal["lenient", "strict"],
@@ -261,9 +262,10 @@ class Config(BaseSettings):
         Form("lenient|strict", '"lenient" or "strict"'),
     ] = Field(
         default="lenient",
-        description="Which addresses are accepted. `lenient` accepts those that exist and can be read in one way only: "
-        "dots anywhere in a local-part, a local-part of more than 64 octets, a dot behind the domain, paths of up to "
-        "1,024 octets, blanks within the angle brackets. `strict` accepts what RFC 5321, section 4.1.2, allows.",
+        description="Which forms of addresses are accepted; whether one exists is not looked up. `lenient` accepts "
+        "what real mail uses beyond the standard and what has one meaning only: dots anywhere in a local-part, a "
+        "local-part of more than 64 octets, a dot behind the domain, paths of up to 1,024 octets, blanks within the "
+        "angle brackets. `strict` refuses these with 501 (RFC 5321, section 4.1.2).",
     )
     bare_newline: Annotated[
         Literal["normalize", "reject", "keep"],
@@ -302,8 +304,8 @@ class Config(BaseSettings):
         default=100,
         ge=0,
         le=1 << 30,
-        description="Octets a second that the content of a message must come at, on average after its first minute; "
-        "a slower connection is closed with 421. 0 is no limit.",
+        description="After its first minute the content of a message must have brought so many octets for each second "
+        "beyond that minute; a slower connection is closed with 421. 0 is no limit.",
     )
     idle_timeout: Seconds = Field(
         default=300.0,

@@ -276,7 +276,14 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         pending, self._pending = self._pending, None
         if pending is not None:
             took = time.monotonic() - self.asked_at
-            self._say(logging.ERROR, "time", "a hook took longer than %g s and was given up", took)
+            hook = f"handle_{ASKS[self.asked]}" if self.asked else "TLS"
+            self._say(
+                logging.ERROR,
+                "time",
+                "%s took %.1f s, longer than handler_timeout, and was cancelled",
+                hook,
+                took,
+            )
             give_up(pending)
         super().expire(state)
         if self._at_eof:

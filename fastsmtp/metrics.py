@@ -41,7 +41,7 @@ HELP = {
     "fastsmtp_spilled_messages_total": "Messages whose content went to a temporary file.",
     "fastsmtp_spilled_bytes_total": "Octets of content written to temporary files.",
     "fastsmtp_buffered_bytes": "Memory that the content of messages in flight holds.",
-    "fastsmtp_tls_handshakes_total": "TLS handshakes, by result; failed are those after STARTTLS.",
+    "fastsmtp_tls_handshakes_total": "TLS handshakes, by result: after STARTTLS or at the beginning of connections.",
     "fastsmtp_protocol_violations_total": "What clients did against the protocol, by kind.",
     "fastsmtp_timeouts_total": "Connections closed because the client or a hook was too slow, by state.",
     "fastsmtp_workers": "Workers that are meant to run.",

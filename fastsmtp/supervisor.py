@@ -170,6 +170,7 @@ class Supervisor:
                 if self._stopping and not self._children:
                     if self._complaint and not self._announced:
                         raise ConfigError(self._complaint)
+                    log.info("all workers have ended")
                     return 1 if self._failed else 0
                 self._wait()
 
@@ -209,7 +210,11 @@ class Supervisor:
                 children.note_stray(number)
             elif number in _STOPS:
                 if not self._stopping:
-                    log.info("%s: the workers drain, at most %g s", name_of(number), self._drain_timeout)
+                    log.info(
+                        "%s: the workers drain, at most %g s; a second signal ends them now",
+                        name_of(number),
+                        self._drain_timeout,
+                    )
                     self._stop(self._patience)
                 elif not self._hurried:
                     self._hurried = True

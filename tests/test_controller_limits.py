@@ -59,3 +59,20 @@ def test_a_proxy_header_that_nobody_expects_ends_the_connection(client: socket.s
     replies = client.makefile("rb").read().splitlines()
     assert replies[-1].startswith(b"421 4.7.0 ")
     assert all(reply.startswith(b"500") for reply in replies[:-1])
+
+
+@pytest.mark.parametrize("mechanism", [b"PLAIN", b"LOGIN"])
+def test_a_client_that_ends_before_it_is_challenged_is_not_waited_for(mechanism: bytes) -> None:
+    controller = Controller(
+        Sink(), hostname="127.0.0.1", port=0, auth_require_tls=False, auth_callback=lambda *_: True
+    )
+    controller.start()
+    try:
+        assert controller.server is not None
+        for _ in range(5):
+            with socket.create_connection(controller.server.sockets[0].getsockname(), PATIENCE) as sock:
+                sock.sendall(b"EHLO x\r\nAUTH " + mechanism + b"\r\n")
+                sock.shutdown(socket.SHUT_WR)
+                assert sock.makefile("rb").read().startswith(b"220 ")  # to its end
+    finally:
+        controller.stop()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import trustme
 from processes import Start
-from servers import HELLO, MAIL, TO_DATA, Client, on_both_loops, port_of, serve, until
+from servers import HELLO, MAIL, TO_DATA, Client, counted, on_both_loops, port_of, serve, until
 
 import fastsmtp.sockets
 from fastsmtp import Envelope, Session
@@ -143,6 +143,23 @@ async def test_a_client_that_is_reset_right_behind_its_handshake_leaves_no_trace
             sock.send(going.read())
             sock.close()
         await until(lambda: not server.connections)
+
+
+@pytest.mark.parametrize("begun", ["implicit", "STARTTLS"])
+@on_both_loops
+async def test_a_reset_within_the_handshake_is_a_failed_one(begun: str, tmp_path: Path) -> None:
+    trustme.CA().issue_cert("mx.example").private_key_and_cert_chain_pem.write_to_path(tmp_path / "mx.pem")
+    listen = "tls:127.0.0.1:0" if begun == "implicit" else "127.0.0.1:0"
+    settings = {"listen": [listen], "tls_certificate": tmp_path / "mx.pem", "deliver": "discard:"}
+    async with await serve(None, **settings) as server:
+        with await Client.connect(server) as client:
+            if begun == "STARTTLS":
+                await client.send(HELLO + b"STARTTLS\r\n")
+                assert await client.codes(3) == [220, 250, 220]
+            await client.send(b"\x16\x03\x01\x02")  # a handshake's first octets
+            await until(lambda: counted(server, "connections_total") or begun == "implicit")
+            client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await until(lambda: counted(server, "tls_handshakes_total", "failed") == 1)
 
 
 def test_connections_leave_descriptors_for_their_messages(start: Start, mail: Path) -> None:

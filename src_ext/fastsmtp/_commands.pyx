@@ -179,11 +179,11 @@ cdef class Commands(Wire):
             return self._error(REPLY_LINE_TOO_LONG, &c)
         if not rules.verbs >> <int>c.verb & 1:
             c.verb = <verb>rules.unoffered
+        self.verb = c.verb
         if JUNK_VERBS >> <int>c.verb & 1:
             self.junk += 1
             if rules.max_junk_commands and self.junk > rules.max_junk_commands:
                 return self._end_of_junk()
-        self.verb = c.verb
         engine.counters.bump(COMMANDS + <int>c.verb, 1)
         if engine.draining and c.verb != VERB_QUIT and not self._is_awaited(&c):
             engine.counters.bump(CONNECTIONS_REJECTED + REJECTED_DRAIN, 1)

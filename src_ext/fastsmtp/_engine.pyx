@@ -340,7 +340,7 @@ cdef class Engine:
         return True
 
     cdef bint grow_memory(self, Memory *memory, size_t capacity) except -1:
-        """Memory of at least ``capacity``, and twice as large as before, so that octets are copied a few times at most."""
+        """Memory of at least ``capacity``, and twice as large as before, so that octets are copied a few times only."""
         cdef size_t wanted
         cdef char *data
         cdef Memory warm

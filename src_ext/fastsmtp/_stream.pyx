@@ -700,7 +700,11 @@ cdef class Stream(Watched):
         elif n == 0:
             self._end_of_input()
         elif not passing():
-            self._leave(error_now())
+            error = error_now()
+            if self.seal is not None and self.seal.shaking:
+                self._tls_failed(error)
+            else:
+                self._leave(error)
         return 0
 
     cdef int _busy_turn(self) except -1:
