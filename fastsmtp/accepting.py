@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fastsmtp._stream import Entrance, Poller, Stream
+from fastsmtp.logs import Noise
 from fastsmtp.sockets import without_delay
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Accepting:
         self._loop = loop
         self._begin = begin
         self._crowded = crowded
+        self._noise = Noise(loop)
         self._poller = Poller(loop)
         self._entrances: list[Entrance] = []
         self._resting: asyncio.TimerHandle | None = None
@@ -69,6 +71,7 @@ class Accepting:
         for entrance in self._entrances:
             entrance.close()
         self._entrances.clear()
+        self._noise.tell()
 
     def close(self) -> None:
         """Stops, ends TLS handshakes that connections begin with, and lets go of the loop when all streams are gone."""
@@ -81,7 +84,8 @@ class Accepting:
             self._rest(_REST)
 
     def _failed(self, error: OSError) -> None:
-        log.error("cannot accept a connection: %s; trying again in %g s", error.strerror, _RECOVERY)
+        message = "cannot accept a connection: %s; trying again in %g s"
+        self._noise.say(log, logging.ERROR, error.errno, message, error.strerror, _RECOVERY)
         self._rest(_RECOVERY)
 
     def _rest(self, seconds: float) -> None:

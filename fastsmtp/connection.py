@@ -8,6 +8,7 @@ plan's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
 import sys
@@ -26,7 +27,7 @@ from fastsmtp.body import Body
 from fastsmtp.envelope import Envelope
 from fastsmtp.errors import SMTPError
 from fastsmtp.hooks import Call, Plan, cause_of, contained, give_up, guarded, is_cancellation, settled
-from fastsmtp.logs import Noise, brief_repr, describe, peer_name
+from fastsmtp.logs import Noise, brief_repr, describe, peer_name, safe_id
 from fastsmtp.maillog import MailLog
 from fastsmtp.replies import NotAReply, from_lines, from_status, refusal
 from fastsmtp.spills import Spilling
@@ -492,8 +493,22 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         self._site.noise.say(self._log, level, kind, f"{message} (%s)", *args, self.who, error=error)
 
     def log_reply(self, stage: str, reply: bytes) -> None:
-        if self._site.mail is not None:
+        if self._site.mail is None:
+            return
+        try:
             self._site.mail.add(self, stage, reply)
+        except Exception as error:
+            # The core has not sent the reply yet: an exception would lose it, and from a timer end the worker.
+            with contextlib.suppress(Exception):
+                kind = ("log of mail", type(error))
+                self._site.noise.say(
+                    self._log,
+                    logging.ERROR,
+                    kind,
+                    "the log of mail lacks a line: %s",
+                    describe(error),
+                    error=error,
+                )
 
     @property
     def refused_command(self) -> str:
@@ -519,7 +534,7 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
     @property
     def who(self) -> str:
         """The session and its client, for the log."""
-        return f"session {self.session.id} of {peer_name(self.session.peer)}"
+        return f"session {safe_id(self.session.id)} of {peer_name(self.session.peer)}"
 
     def know_peer(self) -> None:
         """Looks the client's address up, once, when somebody is about to be told of the session."""

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import reprlib
 import select
 import socket
 import stat
@@ -28,6 +29,14 @@ _LONGEST_TRACEBACK = 100  # lines
 _BURST = 5
 _PERIOD = 10.0  # seconds
 _KINDS = 256  # that are told apart in one period
+
+_NOT_ID = re.compile(r"[^A-Za-z0-9._-]")
+_LONGEST_ID = 64
+
+_REPR = reprlib.Repr()  # cuts nested containers, also one that contains itself
+_REPR.maxlevel = 3
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxset = _REPR.maxfrozenset = _REPR.maxdict = _BURST
+_REPR.maxstring = _REPR.maxother = _LONGEST_VALUE
 
 _WAITING = 1 << 20  # octets of lines that nobody reads; beyond it lines are lost, and counted
 _LAST_WAIT = 1.0  # seconds that they get at the end
@@ -58,13 +67,25 @@ def brief_repr(value: object, most: int = _LONGEST_VALUE) -> str:
         return f"{value[:most]!r}{more}"
     if isinstance(value, (list, tuple, set, frozenset)) and len(value) > _BURST:
         return f"a {type(value).__name__} of {len(value):,}"
-    if isinstance(value, (list, tuple)):
-        opening, closing = "[]" if isinstance(value, list) else "()"
-        return f"{opening}{', '.join(brief_repr(item, most) for item in value)}{closing}"
     try:
-        return brief(repr(value), most)
+        return brief(_REPR.repr(value), most)
     except Exception:
         return f"<{type(value).__name__}>"
+
+
+def safe_id(given: object) -> str:
+    """The id of a session or an envelope as one word, which cannot end a line or lead out of a folder.
+
+    A program may assign any value: at most 64 characters are left, and all but ASCII letters, digits, ``.``, ``_`` and
+    ``-`` are ``_``.
+    """
+    if type(given) is str and given.isascii() and given.isalnum() and len(given) <= _LONGEST_ID:
+        return given
+    try:
+        text = str(given)
+    except Exception:
+        text = type(given).__name__
+    return _NOT_ID.sub("_", text[:_LONGEST_ID]) or "_"
 
 
 def peer_name(peer: object) -> str:
@@ -208,6 +229,7 @@ class Outlet(logging.Handler):
                 flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_APPEND
                 self._own = os.open(f"/proc/self/fd/{self._descriptor}", flags)
         self._polled = self._own < 0 and self._socket is None
+        self._unread_at = -_LAST_WAIT  # when ``flush`` last waited in vain
         Outlet._all.append(self)
 
     @classmethod
@@ -309,14 +331,20 @@ class Outlet(logging.Handler):
             return len(octets)  # the reader is gone, or the disk is full
 
     def flush(self) -> None:
-        """Writes what waits; waits for its reader a second at most."""
-        end = time.monotonic() + _LAST_WAIT
+        """Writes what waits; waits for its reader a second at most, and not again in the next second.
+
+        ``logging.shutdown`` calls ``flush`` and then ``close``: the process waits for one second, not for two.
+        """
+        now = time.monotonic()
+        end = now + _LAST_WAIT if now - self._unread_at >= _LAST_WAIT else now
         with self.lock or contextlib.nullcontext():
             self.drain()
             while self._waiting and (left := end - time.monotonic()) > 0:
                 if not _is_writable(self._descriptor, left):
                     break
                 self.drain()
+            if self._waiting and end > now:
+                self._unread_at = time.monotonic()
 
     def close(self) -> None:
         if self in Outlet._all:

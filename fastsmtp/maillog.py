@@ -14,7 +14,7 @@ import time
 from json.encoder import encode_basestring_ascii as _json
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from fastsmtp.logs import Outlet, brief, peer_name
+from fastsmtp.logs import Outlet, brief, peer_name, safe_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,7 +76,8 @@ class MailLog:
         if now - self._window >= 1.0:
             self._window = now
             self._refusals = self._messages = 0
-        if reply[:1] == b"2":
+        event = _event(reply)
+        if event == "accepted":
             self._messages += 1
             too_many = self._messages > _MESSAGES
         else:
@@ -87,7 +88,7 @@ class MailLog:
             if self._timer is None:
                 self._timer = self._loop.call_later(1.0, self.tell)
             return
-        self._write(self._head(time.time()) + self._tail(connection, stage, reply, now))
+        self._write(self._head(time.time()) + self._tail(connection, stage, event, reply, now))
 
     def tell(self) -> None:
         """Says how many lines were left out, if any were."""
@@ -112,7 +113,20 @@ def _no_head(now: float) -> str:
     return ""
 
 
-_EVENTS = {b"2": "accepted", b"4": "deferred", b"5": "rejected", b"": "lost"}
+_REFUSAL = re.compile(rb"^[45]\d\d", re.MULTILINE).findall
+
+
+def _event(reply: bytes) -> str:
+    """What a reply means for the message: of several replies to one DATA (LMTP) the worst one counts."""
+    refusals = _REFUSAL(reply)
+    if not refusals:
+        return "accepted" if reply else "lost"
+    return "rejected" if max(refusals) >= b"500" else "deferred"
+
+
+def _word(value: object) -> str:
+    """A value as text: a hook can put anything into a session or an envelope."""
+    return value if type(value) is str else brief(value, _LONGEST)
 
 
 def _peer(connection: Connection) -> str:
@@ -127,7 +141,7 @@ def _tls(session: Session) -> str:
     if isinstance(encrypted, dict):  # aiosmtpd's facts
         encrypted = encrypted.get("ssl_object")
     try:
-        return str(encrypted.version())
+        return _word(encrypted.version())
     except (AttributeError, ValueError):
         return "TLS"
 
@@ -155,30 +169,31 @@ def _quoted(value: str, most: int) -> str:
     return f'"{shown}"'
 
 
-def _as_text(connection: Connection, stage: str, reply: bytes, now: float) -> str:
+def _as_text(connection: Connection, stage: str, event: str, reply: bytes, now: float) -> str:
     session, envelope = connection.session, connection.envelope
     sender = envelope.mail_from if envelope is not None else None
-    hello = session.host_name or "-"
+    hello = _word(session.host_name) if session.host_name else "-"
     if sender is None or envelope is None:
         of_message = "from=- to=- size=0 id=- ms=-"
     else:
+        sender = _word(sender)
         path = sender if sender == "<>" else f"<{sender}>"
-        named = envelope.rcpt_tos
-        if len(named) > _RECIPIENTS:
-            named = [brief(recipient, _LONGEST) for recipient in named[:_RECIPIENTS]]
+        recipients = envelope.rcpt_tos or []
+        named = [_word(recipient) for recipient in recipients[:_RECIPIENTS]]
+        if len(recipients) > _RECIPIENTS:
+            named = [brief(recipient, _LONGEST) for recipient in named]
         to = f"<{'>,<'.join(named)}>" if named else "-"
         # One look at both: nearly always nothing has to be quoted.
         if len(path) + len(to) > _LONGEST or not _BARE(path + to):
             path = _bare(path)
             to = to if _BARE(to) and len(to) <= _LONGEST else _quoted(to, _RECIPIENTS * _LONGEST)
-        more = len(envelope.rcpt_tos) - len(named)
+        more = len(recipients) - len(named)
         of_message = (
-            f"from={path} to={to} {f'more={more} ' if more else ''}size={connection.message_size} id={envelope.id} "
-            f"ms={(now - connection.message_began) * 1000:.1f}"
+            f"from={path} to={to} {f'more={more} ' if more else ''}size={connection.message_size} "
+            f"id={safe_id(envelope.id)} ms={(now - connection.message_began) * 1000:.1f}"
         )
     if len(hello) > _LONGEST or not _BARE(hello):
         hello = _quoted(hello, _LONGEST)
-    event = _EVENTS[reply[:1]]
     command = "" if event == "accepted" else connection.refused_command
     if command:
         command = f" command={_quoted(command, _LONGEST)}"
@@ -186,24 +201,26 @@ def _as_text(connection: Connection, stage: str, reply: bytes, now: float) -> st
         command += " told=no"
     address: Any = session.peer
     ipv4 = type(address) is tuple and len(address) == 2
-    peer = f"{address[0]}:{address[1]}" if ipv4 else _bare(_peer(connection))
+    peer = _bare(f"{address[0]}:{address[1]}" if ipv4 else _peer(connection))
     said = _said(reply)
     said = f'"{said}"' if len(said) <= _LONGEST_REPLY and _PLAIN(said) else _quoted(said, _LONGEST_REPLY)
-    tls = _tls(session) if session.tls else "-"
+    tls = _bare(_tls(session)) if session.tls else "-"
     return (
-        f"{event} stage={stage} session={session.id} peer={peer} hello={hello} tls={tls} {of_message}{command} "
-        f"reply={said}"
+        f"{event} stage={stage} session={safe_id(session.id)} peer={peer} hello={hello} tls={tls} "
+        f"{of_message}{command} reply={said}"
     )
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------
 
 
-def _text_of(value: str, most: int = _LONGEST) -> str:
+def _text_of(value: object, most: int = _LONGEST) -> str:
+    if type(value) is not str:
+        value = brief(value, most)
     return _json(value if len(value) <= most and value.isprintable() else brief(value, most))
 
 
-def _as_json(connection: Connection, stage: str, reply: bytes, now: float) -> str:
+def _as_json(connection: Connection, stage: str, event: str, reply: bytes, now: float) -> str:
     session, envelope = connection.session, connection.envelope
     sender = envelope.mail_from if envelope is not None else None
     clock = time.time()
@@ -211,13 +228,13 @@ def _as_json(connection: Connection, stage: str, reply: bytes, now: float) -> st
     if sender is None or envelope is None:
         of_message = '"from":null,"to":[],"recipients":0,"size":0,"id":null,"ms":null'
     else:
-        to = ",".join([_text_of(recipient) for recipient in envelope.rcpt_tos[:_RECIPIENTS]])
+        recipients = envelope.rcpt_tos or []
+        to = ",".join([_text_of(recipient) for recipient in recipients[:_RECIPIENTS]])
         of_message = (
-            f'"from":{_text_of(sender)},"to":[{to}],"recipients":{len(envelope.rcpt_tos)},'
-            f'"size":{connection.message_size},"id":"{envelope.id}",'
+            f'"from":{_text_of(sender)},"to":[{to}],"recipients":{len(recipients)},'
+            f'"size":{connection.message_size},"id":"{safe_id(envelope.id)}",'
             f'"ms":{(now - connection.message_began) * 1000:.1f}'
         )
-    event = _EVENTS[reply[:1]]
     command = "" if event == "accepted" else connection.refused_command
     if command:
         command = f'"command":{_text_of(command)},'
@@ -225,7 +242,7 @@ def _as_json(connection: Connection, stage: str, reply: bytes, now: float) -> st
         command += '"told":false,'
     return (
         f'{{"time":"{stamp}.{int(clock % 1 * 1000):03d}Z","level":"INFO","logger":"{NAME}","process":{os.getpid()},'
-        f'"event":"{event}","stage":"{stage}","session":"{session.id}","peer":{_text_of(_peer(connection))},'
-        f'"hello":{_text_of(session.host_name or "")},"tls":"{_tls(session)}",{of_message},{command}'
+        f'"event":"{event}","stage":"{stage}","session":"{safe_id(session.id)}","peer":{_text_of(_peer(connection))},'
+        f'"hello":{_text_of(session.host_name or "")},"tls":{_text_of(_tls(session))},{of_message},{command}'
         f'"reply":{_text_of(_said(reply), _LONGEST_REPLY)}}}'
     )

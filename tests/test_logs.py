@@ -29,7 +29,7 @@ from test_raised import controlled
 from test_tls import Certificates, certificates, settings_of  # noqa: F401
 
 from fastsmtp import Envelope, Session
-from fastsmtp.logs import Json, Noise, Outlet, Text, brief, brief_repr, describe, traceback_of
+from fastsmtp.logs import Json, Noise, Outlet, Text, brief, brief_repr, describe, safe_id, traceback_of
 
 LOG = logging.getLogger("fastsmtp.test")
 
@@ -61,6 +61,16 @@ def test_what_a_value_looks_like_is_short_too() -> None:
     assert brief_repr(["x"] * 1000) == "a list of 1,000"
     assert brief_repr(["250 x", 1]) == "['250 x', 1]"
     assert len(brief_repr({"x" * 1000: 1})) < 300
+    circle: list[object] = []
+    circle.append(circle)
+    assert brief_repr(circle) == "[[[[...]]]]"
+    nested: object = 1
+    for _ in range(1000):
+        nested = [nested] * 5  # 5 to the power of 1,000 items
+    began = time.monotonic()
+    assert len(brief_repr(nested)) < 300
+    assert time.monotonic() - began < 0.5
+    assert brief_repr([10**10_000])  # which Python writes for nobody
 
 
 def test_an_exception_is_one_line_whatever_it_says() -> None:
@@ -94,6 +104,23 @@ def test_a_traceback_has_no_line_of_a_clients_making() -> None:
         assert "\x1b" not in text
         assert "\r" not in text
         assert len(text) < 20_000
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("1k1e6tqp1jhs0e83e", "1k1e6tqp1jhs0e83e"),
+        ("<a.b-c_d@e>", "_a.b-c_d_e_"),
+        ("../a\r\nb", ".._a__b"),
+        ("", "_"),
+        (None, "None"),
+        ("é" * 100, "_" * 64),
+        (Unspeakable(), "Unspeakable"),
+    ],
+    ids=ascii,
+)
+def test_an_id_is_a_word(given: object, shown: str) -> None:
+    assert safe_id(given) == shown
 
 
 @pytest.mark.parametrize("formatter", [Text(), Json()], ids=["text", "json"])
@@ -289,6 +316,25 @@ def test_an_outlet_that_nobody_reads_keeps_its_process_a_second(ends: tuple[int,
     began = time.monotonic()
     outlet.close()
     assert 0.9 < time.monotonic() - began < 3
+
+
+def test_an_unread_log_keeps_a_whole_program_a_second() -> None:
+    read, write = os.pipe()
+    filled(write)
+    program = """
+import logging, sys, time
+from fastsmtp.logs import Outlet
+logging.getLogger().addHandler(Outlet())
+logging.getLogger().warning("unread")
+began = time.monotonic()
+logging.shutdown()
+print(time.monotonic() - began)
+"""
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=write, timeout=30)
+    os.close(read)
+    os.close(write)
+    assert done.returncode == 0
+    assert 0.9 < float(done.stdout) < 1.7
 
 
 def test_what_waits_is_not_written_twice_by_a_child(ends: tuple[int, int]) -> None:

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import closing
+from email.headerregistry import Address
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from test_raised import controlled
 from test_tls import Certificates, certificates, settings_of, with_smtplib  # noqa: F401
 
 from fastsmtp import Envelope, Session, SMTPError
+from fastsmtp.lmtp import LMTP
 from fastsmtp.maillog import _as_json, _as_text
 from fastsmtp.smtp import SMTP, Application
 
@@ -224,7 +226,7 @@ def test_no_value_can_look_like_several(words: str) -> None:
     Fake.envelope.mail_from = words
     Fake.envelope.rcpt_tos = [words] * 1000
     reply = b"550 " + words.encode("utf-8", "surrogateescape")[:300] + b"\r\n"
-    text = _as_text(Fake(), "rcpt", reply, time.monotonic())  # type: ignore[arg-type]
+    text = _as_text(Fake(), "rcpt", "rejected", reply, time.monotonic())  # type: ignore[arg-type]
     assert text.isprintable()
     assert len(text) < 2500
     names = [
@@ -244,7 +246,7 @@ def test_no_value_can_look_like_several(words: str) -> None:
     ]
     assert [name for name, _ in WORD.findall(text)] == names
     assert WORD.sub("", text).strip() == "rejected"
-    parsed = json.loads(_as_json(Fake(), "rcpt", reply, time.monotonic()))  # type: ignore[arg-type]
+    parsed = json.loads(_as_json(Fake(), "rcpt", "rejected", reply, time.monotonic()))  # type: ignore[arg-type]
     assert parsed["recipients"] == 1000
     assert len(parsed["to"]) == 5
     assert parsed["hello"].isprintable()
@@ -339,3 +341,178 @@ def test_a_controller_logs_mail_where_it_is_asked_to(
         assert client.docmd("X")[0] == 500
     events = [line["event"] for line in lines()]
     assert events == (["accepted", "rejected"] if asked else [])
+
+
+# --- what programs put into sessions and envelopes ------------------------------------------------------------
+
+
+class Unspeakable:
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+ODD = [Address("A B", "c", "d.example"), b"c@d.example", 5, None, Unspeakable(), "a\nb", ["x"]]
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: type(odd).__name__)
+@on_both_loops
+async def test_whatever_a_hook_leaves_is_logged_and_answered(
+    odd: Any, form: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, NAME)
+
+    class Odd:
+        def handle_RCPT(
+            self, server: object, session: Any, envelope: Any, address: str, options: list[str]
+        ) -> str:
+            envelope.rcpt_tos.append(odd)
+            session.host_name = odd
+            envelope.mail_from = odd
+            session.peer = (odd, 25)
+            session.id = envelope.id = odd
+            return "250 OK"
+
+        def handle_DATA(self, server: object, session: Session, envelope: Envelope) -> str:
+            return "250 2.0.0 kept"
+
+    async with await serve(Odd(), log_mail="all", log_format=form) as server:
+        with await Client.greeted(server, b"EHLO c.example\r\n") as client:
+            await client.send(
+                b"MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\ntext\r\n.\r\nX\r\n"
+            )
+            assert await client.codes(5) == [250, 250, 354, 250, 500]
+    told = [record for record in caplog.records if record.name == NAME]
+    if isinstance(odd, Unspeakable):  # it cannot even be an address of a client
+        (complaint, *_) = (record for record in caplog.records if record.name == "fastsmtp")
+        assert complaint.getMessage().startswith("the log of mail lacks a line: ValueError")
+        return
+    assert len(told) >= 2
+    for record in told:
+        assert record.getMessage().isprintable()
+        if form == "json":
+            json.loads(record.getMessage())
+        else:
+            assert WORD.sub("", record.getMessage().partition(" ")[2]).strip() == ""
+
+
+@on_both_loops
+async def test_a_log_that_fails_costs_no_reply_and_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, NAME)
+
+    def fails(record: logging.LogRecord) -> bool:
+        raise ZeroDivisionError
+
+    logging.getLogger(NAME).addFilter(fails)
+    try:
+        async with await serve(Keeps(), idle_timeout=0.3) as server:
+            with await Client.greeted(server) as client:
+                assert (await client.ask(b"X\r\n")).code == 500
+                assert [reply.code for reply in await client.rest()] == [421]  # by a timer
+            with await Client.greeted(server) as client:
+                await client.send(b"MAIL FROM:<>\r\nRCPT TO:<a@b.example>\r\nDATA\r\nhalf")
+                assert await client.codes(3) == [250, 250, 354]
+            await until(lambda: server.connections == 0)
+    finally:
+        logging.getLogger(NAME).removeFilter(fails)
+    assert caplog.messages == ["the log of mail lacks a line: ZeroDivisionError"] * 3
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@on_both_loops
+async def test_an_id_of_a_programs_forges_no_line(form: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, NAME)
+
+    class Names:
+        def handle_DATA(self, server: object, session: Session, envelope: Envelope) -> str:
+            session.id = envelope.id = '7" from=<forged>\r\n2026-11-29 22:00:00,000 INFO forged'
+            return "250 2.0.0 kept"
+
+    async with await serve(Names(), log_mail="all", log_format=form) as server:
+        with await Client.greeted(server, b"HELO c.example\r\n") as client:
+            await client.send(b"MAIL FROM:<>\r\nRCPT TO:<a@b.example>\r\nDATA\r\n.\r\n")
+            assert await client.codes(4) == [250, 250, 354, 250]
+    message = next(record.getMessage() for record in caplog.records if record.name == NAME)
+    assert message.isprintable()
+    fields = json.loads(message) if form == "json" else dict(WORD.findall(message))
+    shown = "7__from__forged___2026-11-29_22_00_00_000_INFO_forged"
+    assert (fields["id"], fields["session"]) == (shown, shown)
+    assert fields["from"] in ("<>", '"<>"')
+
+
+# --- replies that have no code, or several --------------------------------------------------------------------
+
+
+def test_text_without_a_code_is_no_refusal(lines: Any, caplog: pytest.LogCaptureFixture) -> None:
+    class Chats(SMTP):
+        log_mail = "all"
+
+        async def smtp_XHELLO(self, arg: str) -> None:
+            await self.push("Hello, this is text")
+            await self.push("5 things")
+            await self.push("550 no")
+
+    with (
+        controlled(Keeps(), lambda self: Chats(self.handler, **self.SMTP_kwargs)) as dial,
+        socket.create_connection(("127.0.0.1", dial.port), timeout=10) as sock,
+        sock.makefile("rb") as file,
+    ):
+        file.readline()
+        sock.sendall(b"HELO c.example\r\nXHELLO\r\n")
+        said = [file.readline() for _ in range(4)]
+    assert said[1:] == [b"Hello, this is text\r\n", b"5 things\r\n", b"550 no\r\n"]
+    assert [(line["event"], line["reply"]) for line in lines()] == [("rejected", '"550 no"')]
+
+
+@pytest.mark.parametrize(
+    ("statuses", "event"),
+    [
+        (["250 ok", "250 ok", "250 ok"], "accepted"),
+        (["250 ok", "550 no", "250 ok"], "rejected"),
+        (["250 ok", "250 ok", "452 full"], "deferred"),
+        (["452 full", "250 ok", "550 no"], "rejected"),
+        (["550 no", "452 full", "250 ok"], "rejected"),
+    ],
+)
+@pytest.mark.parametrize("wanted", ["refusals", "all"])
+def test_of_the_replies_of_lmtp_the_worst_is_logged(
+    statuses: list[str], event: str, wanted: Any, lines: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Logs(LMTP):
+        log_mail = wanted
+
+    class Mixed:
+        async def handle_DATA(self, server: object, session: Session, envelope: Envelope) -> list[str]:
+            return statuses
+
+    with controlled(Mixed(), lambda self: Logs(self.handler, **self.SMTP_kwargs)) as dial:
+        assert lmtp_data(dial.port, b"x\r\n.\r\n") == statuses
+    told = [(line["event"], line["reply"]) for line in lines()]
+    assert told == (
+        [] if (event, wanted) == ("accepted", "refusals") else [(event, f'"{" / ".join(statuses)}"')]
+    )
+
+
+def test_content_that_lmtp_refuses_is_one_line(lines: Any, caplog: pytest.LogCaptureFixture) -> None:
+    class Logs(LMTP):
+        log_mail = "all"
+
+    def small(self: Any) -> Logs:
+        return Logs(self.handler, data_size_limit=10, **self.SMTP_kwargs)
+
+    with controlled(Keeps(), small) as dial:
+        told = lmtp_data(dial.port, b"x" * 50 + b"\r\n.\r\n")
+    assert [reply[:3] for reply in told] == ["552"] * 3
+    (line,) = lines()
+    assert (line["event"], line["reply"]) == ("rejected", f'"{" / ".join(told)}"')
+
+
+def lmtp_data(port: int, content: bytes) -> list[str]:
+    """The three replies to ``content``."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as sock, sock.makefile("rb") as file:
+        sock.sendall(b"LHLO c.example\r\nMAIL FROM:<a@b.example>\r\n")
+        sock.sendall(b"RCPT TO:<c@d.example>\r\n" * 3 + b"DATA\r\n")
+        while not file.readline().startswith(b"354"):
+            pass
+        sock.sendall(content)
+        return [file.readline().decode().rstrip() for _ in range(3)]

@@ -12,7 +12,6 @@ import errno
 import itertools
 import logging
 import os
-import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Self
 
 from fastsmtp.body import Body, Draft, sync_folder
 from fastsmtp.errors import ConfigError, SMTPError
+from fastsmtp.logs import safe_id
 from fastsmtp.sinks.base import Sink
 from fastsmtp.sinks.commit import FolderSync, Lane
 from fastsmtp.sinks.mailboxes import Mailboxes
@@ -55,10 +55,6 @@ _SLOW = 0.002
 _SLOW_FOR = 10.0
 
 _REMEMBERED_MAILBOXES = 65536
-
-# A program may give an envelope an id of its own, which must not end a line or lead out of a folder.
-_NOT_ID = re.compile(r"[^A-Za-z0-9._-]")
-_MAX_ID = 64
 
 
 class _Copy:
@@ -177,7 +173,7 @@ class Maildir(Sink):
         if self._trace is None or self._for_many(envelope.rcpt_tos):
             return b""  # of many copies it does not count that one is linked
         recipients = next(iter(self._by_folder(envelope.rcpt_tos).values()), [])
-        received = self._trace.received(session, envelope, _queue_id(envelope))
+        received = self._trace.received(session, envelope, safe_id(envelope.id))
         # It is used again octet by octet: only so can the spill file be linked as it is.
         envelope.received_field = received
         first = return_path(envelope.mail_from or "<>")
@@ -231,7 +227,7 @@ class Maildir(Sink):
     # On the loop
 
     def _delivery(self, session: Session, envelope: Envelope, body: Body) -> _Delivery:
-        delivery = _Delivery(body, _queue_id(envelope), list(envelope.rcpt_tos))
+        delivery = _Delivery(body, safe_id(envelope.id), list(envelope.rcpt_tos))
         if self._trace is None:
             delivery.separator = b""
             return delivery
@@ -501,13 +497,6 @@ class Maildir(Sink):
             os.mkdir(path, self._folder_mode)
             if self._folder_mode != 0o700:
                 os.chmod(path, self._folder_mode)
-
-
-def _queue_id(envelope: Envelope) -> str:
-    given = envelope.id
-    if type(given) is str and given.isascii() and given.isalnum() and len(given) <= _MAX_ID:
-        return given
-    return _NOT_ID.sub("_", str(given))[:_MAX_ID] or "_"
 
 
 def _start_sync(delivery: _Delivery, copy: _Copy) -> None:

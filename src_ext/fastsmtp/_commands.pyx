@@ -553,9 +553,11 @@ cdef class Commands(Wire):
 
     cdef int _say_to_each(self, int reply) except -1:
         """Replies to content: under LMTP once for each recipient (RFC 2033 4.2)."""
-        for _ in range(self.taken if self.rules.lmtp else 1):
-            self._say(reply)
-        return 0
+        cdef Book book = self.rules.book
+        if not self.rules.lmtp:
+            return self._say(reply)
+        self.engine.counters.bump(word_of_code(book.codes[reply]), self.taken)
+        return self._put(book.text(reply) * self.taken)     # at once: it is one line in the log of mail
 
     cdef int _end_transaction(self) except -1:
         self.envelope = None

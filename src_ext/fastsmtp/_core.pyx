@@ -8,6 +8,7 @@ Refuses to know sockets, event loops, files and handlers, and how content is kep
 import cython
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.string cimport strchr
 
 from fastsmtp._commands cimport *
 from fastsmtp._engine cimport *
@@ -30,6 +31,18 @@ cdef int code_of(bytes reply) except -1:
     if PyBytes_GET_SIZE(reply) < 5:
         raise ValueError(f"no reply: {reply!r}")
     return (p[0] - 48) * 100 + (p[1] - 48) * 10 + p[2] - 48
+
+
+cdef bint has_refusal(bytes replies) except -1:
+    """Whether one of several replies, as LMTP gives to DATA, is 4yz or 5yz."""
+    cdef const char *p = PyBytes_AS_STRING(replies)
+    while p != NULL:
+        if is_refusal(p):
+            return True
+        p = strchr(p, b"\n")
+        if p != NULL:
+            p += 1
+    return False
 
 
 @cython.no_gc_clear
@@ -258,7 +271,7 @@ cdef class Dialogue(Commands):
             # The client is gone, but what a handler did with the message counts.
             if self.asking == ASK_DATA:
                 self.engine.counters.bump(MESSAGES + result_of(code_of(reply)), 1)
-                if self.rules.log_mail and (code_of(reply) >= 400 or self.rules.log_mail == LOG_ALL):
+                if self.rules.log_mail and (self.rules.log_mail == LOG_ALL or has_refusal(reply)):
                     self._log(reply)
             self.asking = ASK_NOTHING
             if not self.connected:
@@ -276,8 +289,9 @@ cdef class Dialogue(Commands):
         if reply or kind < ASK_AUTH:
             code = code_of(reply)
             counters.bump(word_of_code(code), 1)
-            if kind == ASK_DATA and code < 400 and self.rules.log_mail == LOG_ALL:
-                self._log(reply)
+            if kind == ASK_DATA and code < 400 and self.rules.log_mail:     # ``_put`` logs what begins with 4yz or 5yz
+                if self.rules.log_mail == LOG_ALL or has_refusal(reply):
+                    self._log(reply)
             self._put(reply)
         self.asking = ASK_NOTHING
         counters.measure(HANDLER_TIME + (kind - 1) * 18, monotonic() - self.asked_at)

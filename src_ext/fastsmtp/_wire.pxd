@@ -23,6 +23,10 @@ cdef enum:
     SMALL_ERROR = 1     # ... and a refused recipient, of which the message of a mailing list has many
 
 
+cdef inline bint is_refusal(const char *reply) noexcept:
+    return b"4" <= reply[0] <= b"5" and b"0" <= reply[1] <= b"9" and b"0" <= reply[2] <= b"9"
+
+
 cdef class Wire:
     cdef readonly Engine engine
     cdef public Rules rules

@@ -480,7 +480,7 @@ cdef class Wire:
         return self._close()
 
     cdef int _put(self, bytes text) except -1:
-        if self.rules.log_mail and PyBytes_AS_STRING(text)[0] >= b"4":
+        if self.rules.log_mail and is_refusal(PyBytes_AS_STRING(text)):
             self._log(text)
         if self.first_reply is None:
             self.first_reply = text
