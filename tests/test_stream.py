@@ -159,6 +159,33 @@ async def test_a_server_without_descriptors_says_so_and_recovers(
 
 
 @on_both_loops
+async def test_a_server_long_without_descriptors_says_so_a_few_times(
+    sets: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(accepting, "_RECOVERY", 0.001)
+    tried = 0
+    failed = accepting.Accepting._failed
+
+    def counted(self: accepting.Accepting, error: OSError) -> None:
+        nonlocal tried
+        tried += 1
+        failed(self, error)
+
+    monkeypatch.setattr(accepting.Accepting, "_failed", counted)
+    async with await serve(Keeps()) as server:
+        with socket.socket() as waiting:
+            waiting.setblocking(False)
+            with no_descriptors():
+                await asyncio.get_running_loop().sock_connect(waiting, ("127.0.0.1", port_of(server)))
+                await until(lambda: tried > 50)
+            assert [message.partition(":")[0] for message in caplog.messages] == [
+                "cannot accept a connection"
+            ] * 5
+    assert caplog.messages[5].endswith(f" (and {tried - 6} more like it)")
+    assert len(caplog.messages) == 6
+
+
+@on_both_loops
 async def test_who_waits_when_a_server_leaves_is_served(sets: bool) -> None:
     """The system may have woken nobody else for that client."""
     handler = Keeps()
