@@ -156,4 +156,4 @@ def _announce(config: Config, listeners: Sequence[Listener], page: Sequence[List
         code = "s.sendmail('me@example.org', ['you@example.com'], 'Subject: hi\\r\\n\\r\\nhello\\r\\n')"
         client = f"import smtplib; s = smtplib.SMTP('{host.strip('[]')}', {port})"
         lines.append(f'or:      python3 -c "{client}; {code}"')
-    print("\n".join(lines), flush=True)
+    print("".join(f"{line}\n" for line in lines), end="", flush=True)  # one write, as workers may print, too

@@ -163,7 +163,7 @@ HANDLERS: dict[str, type | str] = {
 def left() -> int:
     """How many objects of a connection there are."""
     gc.collect()
-    return sum(isinstance(found, KINDS) for found in gc.get_objects())
+    return sum(issubclass(type(found), KINDS) for found in gc.get_objects())
 
 
 async def gone(server: Worker) -> None:
