@@ -91,8 +91,8 @@ def safe_id(given: object) -> str:
 def peer_name(peer: object) -> str:
     """A client's address as people write it."""
     if isinstance(peer, tuple) and len(peer) >= 2:
-        host, port = peer[:2]
-        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+        host, port = brief(peer[0]), brief(peer[1])  # a program may have assigned it
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return "a local client" if peer == "" else "an unknown client"
 
 

@@ -200,7 +200,9 @@ def _as_text(connection: Connection, stage: str, event: str, reply: bytes, now: 
     if connection.transport is None and reply:
         command += " told=no"
     address: Any = session.peer
-    ipv4 = type(address) is tuple and len(address) == 2
+    ipv4 = (
+        type(address) is tuple and len(address) == 2 and type(address[0]) is str and type(address[1]) is int
+    )
     peer = _bare(f"{address[0]}:{address[1]}" if ipv4 else _peer(connection))
     said = _said(reply)
     said = f'"{said}"' if len(said) <= _LONGEST_REPLY and _PLAIN(said) else _quoted(said, _LONGEST_REPLY)
