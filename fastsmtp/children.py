@@ -272,8 +272,7 @@ def _be_child(
                 os.close(descriptor)
         reporter.bound()
         faulthandler.register(STACKS, reporter.report)
-        if not faulthandler.is_enabled():
-            _signals.use_ordinary_stack()
+        _signals.use_large_stack()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         code = body(reporter) & 0xFF
     except Departure:

@@ -11,10 +11,12 @@ cdef extern from "orphan.h":
 
 cdef extern from "<signal.h>":
     ctypedef struct stack_t:
+        void *ss_sp
         int ss_flags
-    enum:
-        SS_DISABLE
+        size_t ss_size
     int sigaltstack(const stack_t *new, stack_t *old)
+
+cdef char[1 << 20] _stack   # its pages take memory only where a signal has come
 
 
 def bound_orphan(pid_t parent, unsigned int seconds):
@@ -28,13 +30,16 @@ def bound_orphan(pid_t parent, unsigned int seconds):
         PyErr_SetFromErrno(OSError)
 
 
-def use_ordinary_stack():
-    """Has this thread's signal handlers run on its ordinary stack.
+def use_large_stack():
+    """Gives this thread's signal handlers a stack of 1 MiB.
 
     ``faulthandler`` gives them one of 8 KiB and a frame. With AVX-512 or AMX a frame is up to 11 KiB, and a second
-    signal within the first overruns it, into the heap. Raises ``OSError``.
+    signal within the first overruns it, into the heap. Linux has 64 signals, and each blocks itself while its handler
+    runs. ``faulthandler`` needs a stack of its own, which shows where the ordinary one overflowed. Raises ``OSError``.
     """
-    cdef stack_t none
-    none.ss_flags = SS_DISABLE
-    if sigaltstack(&none, NULL) < 0:
+    cdef stack_t large
+    large.ss_sp = _stack
+    large.ss_size = sizeof(_stack)
+    large.ss_flags = 0
+    if sigaltstack(&large, NULL) < 0:
         PyErr_SetFromErrno(OSError)

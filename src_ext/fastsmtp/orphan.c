@@ -10,18 +10,20 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+static volatile pid_t bound;
 static volatile pid_t expected;
 static volatile unsigned int patience;
 static volatile sig_atomic_t counting;
 
-/* A shell's `fg` sends SIGCONT, too: only a new parent tells that the old one is dead. */
+/* A shell's `fg` sends SIGCONT, too: only a new parent shows that the old one is dead. A process that a hook forks
+ * (multiprocessing, ProcessPoolExecutor) inherits this handler, and has another parent from the start. */
 static void look_for_parent(int number)
 {
     sigset_t alarms;
     int error = errno;
 
     (void)number;
-    if (getppid() != expected && !counting) {
+    if (getpid() == bound && getppid() != expected && !counting) {
         counting = 1;
         signal(SIGALRM, SIG_DFL);
         sigemptyset(&alarms);
@@ -36,6 +38,7 @@ int orphan_bound(pid_t parent, unsigned int seconds)
 {
     struct sigaction action = {0};
 
+    bound = getpid();
     expected = parent;
     patience = seconds;
     action.sa_handler = look_for_parent;
