@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # To write 256 KiB into the page cache takes 0.1 ms; a disk that cannot follow makes a writer wait up to 200 ms.
 _SLOW = 0.02
 _SLOW_FOR = 10.0
+_THREADS = 4  # one disk: more of them would wait for it no less
 _MOST_WAITING = 64 << 20  # octets that wait for a slow disk, beyond the memory budget
 
 
@@ -37,6 +38,9 @@ class Spills:
         self.quick = True
         self._slow_until = 0.0
         self._waiting = 0
+        self._lock = threading.Lock()
+        self._works: deque[Callable[[], object]] = deque()  # for the threads
+        self._threads = 0
 
     def open(self, dialogue: Dialogue, head: bytes = b"") -> Spilling:
         """A spill that begins with ``head``, for content that ``dialogue`` receives. Raises OSError."""
@@ -67,6 +71,34 @@ class Spills:
     def written(self, octets: int) -> None:
         """They wait no more."""
         self._waiting -= octets
+
+    def in_thread(self, work: Callable[[], object]) -> None:
+        """Has a thread call ``work``, which must not raise. Raises RuntimeError if no thread can be started."""
+        with self._lock:
+            self._works.append(work)
+            if self._threads == _THREADS:
+                return
+            self._threads += 1
+        try:
+            # Daemons: a disk that hangs must not keep a worker whose end is due.
+            threading.Thread(target=self._work_off, name="fastsmtp-spill", daemon=True).start()
+        except RuntimeError:
+            with self._lock:
+                self._threads -= 1
+                # Another thread takes all works before it ends.
+                if self._threads == 0 and work in self._works:
+                    self._works.remove(work)
+                    raise
+
+    def _work_off(self) -> None:
+        while True:
+            with self._lock:
+                if not self._works:
+                    self._threads -= 1
+                    return
+                work = self._works.popleft()
+            work()
+            del work  # the next may hang, and must not keep this one's file
 
 
 class Spilling:
@@ -105,7 +137,7 @@ class Spilling:
         return self._spill
 
     def write(self, data: memoryview) -> None:
-        """Appends all of ``data``, now or later. Raises OSError."""
+        """Appends all of ``data``, now or later. Raises OSError, or RuntimeError if no thread can be started."""
         if self.error is not None:
             raise self.error
         if self._spills.quick and not self.busy:
@@ -118,9 +150,14 @@ class Spilling:
         self._pieces.append(bytes(data))
         if not self.busy:
             assert self._dialogue is not None
+            try:
+                self._spills.in_thread(self._write_all)
+            except RuntimeError as error:
+                self.error = error
+                self._let_go()
+                raise
             self._dialogue.hold_back(HELD_BY_DISK)
             self.busy = True
-            _in_thread(self._write_all)
 
     def when_written(self, then: Callable[[], object]) -> None:
         """Calls ``then`` once no thread writes to it any more."""
@@ -140,7 +177,10 @@ class Spilling:
             if self._spills.quick:
                 spill.close()
             else:
-                _in_thread(spill.close)
+                try:
+                    self._spills.in_thread(spill.close)
+                except RuntimeError:
+                    spill.close()
 
     def _write_all(self) -> None:
         try:
@@ -154,14 +194,21 @@ class Spilling:
         with contextlib.suppress(RuntimeError):  # the loop was closed over us: nobody waits any more
             self._spills.loop.call_soon_threadsafe(self._written)
 
-    def _written(self) -> None:
-        if self._pieces and self.error is None and not self._closed:
-            _in_thread(self._write_all)
-            return
+    def _let_go(self) -> None:
+        """No thread writes to it, and nothing waits for one."""
         self._pieces.clear()
         self._spills.written(self._octets)
         self._octets = 0
         self.busy = False
+
+    def _written(self) -> None:
+        if self._pieces and self.error is None and not self._closed:
+            try:
+                self._spills.in_thread(self._write_all)
+                return
+            except RuntimeError as error:
+                self.error = error
+        self._let_go()
         dialogue, then = self._dialogue, self._then
         self._then = None
         if self._closed:
@@ -170,8 +217,3 @@ class Spilling:
             dialogue.go_on(HELD_BY_DISK)
         if then is not None:
             then()
-
-
-def _in_thread(work: Callable[[], object]) -> None:
-    # Daemons: a disk that hangs must not keep a worker that was told to end now.
-    threading.Thread(target=work, name="fastsmtp-spill", daemon=True).start()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,47 @@ async def test_a_disk_that_is_quick_again_is_written_by_the_loop(
                 await client.send(TO_DATA + LARGE + b".\r\n")
                 assert await client.codes(4) == [250, 250, 354, 250]
                 assert server._spills.quick
+
+
+@on_both_loops
+async def test_no_thread_for_a_slow_disk_is_452(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with await serve(Keeps(), spill_threshold=100_000, spill_directory=tmp_path) as server:
+        server._spills.quick = False
+        server._spills._slow_until = float("inf")
+        before = open_files()
+        with await Client.greeted(server) as client:
+            with monkeypatch.context() as fault:
+                # A limit on threads does not bind root, so the fault is not a real one.
+                fault.setattr(threading.Thread, "start", start)
+                await client.send(TO_DATA + LARGE + b".\r\n")
+                assert await client.codes(4) == [250, 250, 354, 452]
+            assert server._spills._waiting == 0
+            assert "cannot spill a message: RuntimeError: can't start new thread" in caplog.text
+            await client.send(TO_DATA + LARGE + b".\r\nQUIT\r\n")
+            assert await client.codes(5) == [250, 250, 354, 250, 221]
+        await until(lambda: server.connections == 0 and open_files() <= before)
+    assert os.listdir(tmp_path) == []
+
+
+@on_both_loops
+async def test_a_disk_that_hangs_holds_few_threads(tmp_path: Path) -> None:
+    with freezable_disk(tmp_path) as disk:
+        async with await serve(Keeps(), spill_threshold=100_000, spill_directory=disk.folder) as server:
+            await slow(server, disk)
+            with contextlib.ExitStack() as stack:
+                clients = [stack.enter_context(await Client.greeted(server)) for _ in range(12)]
+                with disk.frozen():
+                    for client in clients:
+                        client.send_what_fits(TO_DATA + LARGE[:150_000] + b"\r\n.\r\n")
+                        assert await client.codes(3) == [250, 250, 354]
+                    await until(lambda: server._spills._waiting > 12 * 100_000)
+                    threads = [thread for thread in threading.enumerate() if thread.name == "fastsmtp-spill"]
+                    assert 1 <= len(threads) <= 4
+                for client in clients:
+                    assert await client.codes(1) == [250]
+            assert server._spills._waiting == 0
