@@ -13,8 +13,9 @@ import logging
 import ssl
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Executor
+from operator import methodcaller
 from typing import Any, ClassVar, cast
 from weakref import WeakSet
 
@@ -541,6 +542,28 @@ class Connection(Dialogue, asyncio.BufferedProtocol):
         session = self.session
         if session.peer is None and self.transport is not None:
             session.peer = self.transport.get_extra_info("peername")
+
+
+def to_each(
+    dialogues: Iterable[Dialogue], act: Callable[[Dialogue], object], what: str, noise: Noise
+) -> None:
+    """Calls ``act`` with each connection. One that raises is logged, and aborted; the others have their turn."""
+    for dialogue in dialogues:
+        try:
+            act(dialogue)
+        except Exception as error:
+            text = describe(error)
+            noise.say(
+                Connection._log, logging.ERROR, what, "cannot %s a connection: %s", what, text, error=error
+            )
+            with contextlib.suppress(Exception):
+                cast("Connection", dialogue).abort()
+
+
+def expire_all(due: Iterable[tuple[Dialogue, str]], noise: Noise) -> None:
+    """Ends what ``Engine.tick`` found to be over, as ``to_each``."""
+    for dialogue, state in due:
+        to_each([dialogue], methodcaller("expire", state), "expire", noise)
 
 
 def _body(argument: bytes | Block | Spilling) -> Body:

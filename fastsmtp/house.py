@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastsmtp._engine import Engine
 from fastsmtp._rules import Rules
-from fastsmtp.connection import Site
+from fastsmtp.connection import Site, expire_all
 from fastsmtp.logs import Noise
 from fastsmtp.maillog import MailLog
 from fastsmtp.replies import native
@@ -92,13 +92,14 @@ class House:
         self.mail.tell()
 
     def _tick(self) -> None:
-        for dialogue, state in self.engine.tick(time.monotonic()):
-            dialogue.expire(state)
-        self._ticking = None
-        if self.engine.live:
-            self._ticking = self.loop.call_later(self._interval, self._tick)
-        else:
-            self._interval = _TICK
+        try:
+            expire_all(self.engine.tick(time.monotonic()), self.noise)
+        finally:
+            self._ticking = None
+            if self.engine.live:
+                self._ticking = self.loop.call_later(self._interval, self._tick)
+            else:
+                self._interval = _TICK
 
 
 _houses: dict[asyncio.AbstractEventLoop, House] = {}

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from math import inf
+from operator import methodcaller
 from typing import TYPE_CHECKING, cast
 
 from fastsmtp._engine import Counters, Engine
@@ -24,7 +25,7 @@ from fastsmtp.accepting import Accepting
 from fastsmtp.block import HEARTBEAT
 from fastsmtp.certificate import tls_context
 from fastsmtp.children import END_NOW, STRAYS, WorkerContext, ignore, note_stray
-from fastsmtp.connection import Connection, Site
+from fastsmtp.connection import Connection, Site, expire_all, to_each
 from fastsmtp.hooks import Plan
 from fastsmtp.logs import Outlet
 from fastsmtp.maillog import MailLog
@@ -206,11 +207,12 @@ class Worker:
     # --- time -----------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        self._lately //= 2
-        Outlet.drain_all()
-        for dialogue, state in self._engine.tick(time.monotonic()):
-            dialogue.expire(state)
-        self._ticking = self._loop.call_later(self._tick_interval, self._tick)
+        try:
+            self._lately //= 2
+            Outlet.drain_all()
+            expire_all(self._engine.tick(time.monotonic()), self._site.noise)
+        finally:  # without the next tick there is no deadline, and the supervisor kills this worker as hung
+            self._ticking = self._loop.call_later(self._tick_interval, self._tick)
 
     # --- storing --------------------------------------------------------------------------------------------
 
@@ -236,8 +238,7 @@ class Worker:
         began = self._loop.time()
         while self._engine.live and self._loop.time() - began < patience:
             if self._loop.time() - began >= _DRAIN_SILENCE:
-                for dialogue in [dialogue for dialogue in self._engine.live if dialogue.quiet]:
-                    dialogue.shut_down()
+                self._shut_down([dialogue for dialogue in self._engine.live if dialogue.quiet])
             await asyncio.sleep(_DRAIN_STEP)
         await self.close()
 
@@ -246,24 +247,21 @@ class Worker:
         self._left = True
         self._accepting.take_waiting()
         self._accepting.stop()
-        # Lest clients wait in a queue that nobody looks at once all others have closed theirs.
+        # While this worker holds them open, clients wait in a queue that nobody looks at once all others are closed.
         close_listeners(self._listeners)
 
     async def close(self) -> None:
         """Stops accepting and ends all connections at once: each is told 421 4.3.2."""
         self.leave()
         if self._sink is not None:
-            # A message that the sink has may be safe already: its client shall hear of it.
-            for dialogue in [dialogue for dialogue in self._engine.live if not dialogue.asked]:
-                dialogue.shut_down()
+            # A message that the sink has may be safe already: its client gets the reply first.
+            self._shut_down([dialogue for dialogue in self._engine.live if not dialogue.asked])
             await self._sink.close()
             await asyncio.sleep(0)
         rest = list(self._engine.live)
-        for dialogue in rest:
-            dialogue.shut_down()
+        self._shut_down(rest)
         await asyncio.sleep(0)  # what was closed gets its turn to go
-        for dialogue in rest:
-            cast("Connection", dialogue).abort()
+        to_each(rest, methodcaller("abort"), "abort", self._site.noise)
         for _ in range(_TURNS_TO_GO):
             if self._engine.live:
                 await asyncio.sleep(0)
@@ -278,6 +276,9 @@ class Worker:
         self._accepting.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._closed.set()
+
+    def _shut_down(self, dialogues: Sequence[Dialogue]) -> None:
+        to_each(dialogues, methodcaller("shut_down"), "shut down", self._site.noise)
 
     async def serve_forever(self) -> None:
         """Waits until the worker is closed; if cancelled, closes it."""
