@@ -142,6 +142,9 @@ async def test_a_client_that_is_reset_right_behind_its_handshake_leaves_no_trace
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.send(going.read())
             sock.close()
+        # No connection is open before the first is accepted, either.
+        name = "tls_handshakes_total"
+        await until(lambda: counted(server, name, "ok") + counted(server, name, "failed") == 20)
         await until(lambda: not server.connections)
 
 
