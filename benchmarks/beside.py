@@ -1,4 +1,4 @@
-"""Another build of fastsmtp, as a contender: what a change did is told by both builds in turn.
+"""Another build of fastsmtp, as a contender: one run with both in turn shows the effect of a change.
 
 It knows how a program is made to import the package of another tree. It refuses to know what the program is.
 """

@@ -19,7 +19,7 @@ from .process import ROOT, before_exec, cpu_nanoseconds
 from .serving import serving
 
 WARM_UP_SIZE = 4096
-PAUSE_SECONDS = 0.001  # between two NOOPs: the probe shall not take a CPU for itself
+PAUSE_SECONDS = 0.001  # between two NOOPs: without it the probe takes a CPU for itself
 
 
 def peak_resident(pid: int) -> int:

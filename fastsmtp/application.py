@@ -155,7 +155,7 @@ def _expect_none(result: object) -> None:
 class Application(Hooked):
     """Makes a ``handler_class(application, request)`` for each message; ``SMTPServer`` takes it as a callback.
 
-    ``settings`` are for its handlers. Two mean something here: ``autoreload`` starts the program anew when its code
+    ``settings`` are for its handlers. Two mean something here: ``autoreload`` starts the program again when its code
     changes, and ``debug`` is for ``autoreload``, unless that is given.
     """
 
@@ -198,7 +198,7 @@ class Application(Hooked):
 
     @property
     def autoreload(self) -> bool:
-        """Whether the program is to be started anew when its code changes."""
+        """Whether the program starts again when its code changes."""
         return bool(self.settings.get("autoreload"))
 
     def hooks(self) -> Requests:

@@ -67,7 +67,7 @@ class MailLog:
 
     @staticmethod
     def wanted(setting: Wanted) -> Wanted:
-        """What ``Rules`` are told: nothing is logged where nobody would see it."""
+        """The value for ``Rules``: ``"off"`` where the logger drops the lines."""
         return setting if logging.getLogger(NAME).isEnabledFor(logging.INFO) else "off"
 
     def add(self, connection: Connection, stage: str, reply: bytes) -> None:

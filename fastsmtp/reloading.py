@@ -1,4 +1,4 @@
-"""Starts the program anew when its code has changed, for those who are writing it.
+"""Starts the program again when its code has changed, for those who are writing it.
 
 Knows the files of modules, and how this process was started. Refuses to know servers.
 """

@@ -253,7 +253,7 @@ class NotAReply(ValueError):
 _ENHANCED = {("MAIL", "2"): "2.1.0", ("RCPT", "2"): "2.1.5", ("DATA", "5"): "5.6.0"}
 
 
-# Most hooks have a few statuses for all of their mail. A long one is made anew each time: 1024 of them would be memory.
+# Most hooks have a few statuses for all of their mail. A long one is made each time: 1024 of them would be memory.
 _KNOWN = 1024
 _LONG = 512  # characters
 _known: dict[tuple[str | bytes, object], bytes] = {}

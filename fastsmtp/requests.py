@@ -386,7 +386,7 @@ def to_await(result: Any) -> Any:
 
 
 class Hooked:
-    """A callback that has hooks of its own, and may want the program started anew when its code changes."""
+    """A callback that has hooks of its own, and may want the program to start again when its code changes."""
 
     @property
     def autoreload(self) -> bool:

@@ -279,7 +279,7 @@ class SMTPServer:
         return isinstance(self.request_callback, Hooked) and self.request_callback.autoreload
 
     async def _reload(self) -> None:
-        log.info("%s has changed: the program starts anew", await reloading.changed())
+        log.info("%s has changed: the program starts again", await reloading.changed())
         if self._worker is not None:
             await self._worker.close()
         reloading.restart()

@@ -124,7 +124,7 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
     __ident__: str = cast("str", Term(__ident__))
 
     log_mail: Wanted = cast("Wanted", Term("off"))
-    """Which replies the logger ``fastsmtp.mail`` is told of: ``"off"``, ``"refusals"`` or ``"all"``."""
+    """Which replies the logger ``fastsmtp.mail`` writes: ``"off"``, ``"refusals"`` or ``"all"``."""
 
     _log = log
     _proxy_advice = "set proxy_protocol_timeout, or have the load balancer send no header"
@@ -176,7 +176,7 @@ class SMTP(Verbs, Introduced, Legacy, metaclass=Watched):
             proxy_protocol_timeout, esmtp_parameters,
             self.line_length_limit, self.command_size_limit, self.local_part_limit, self.log_mail,
         )  # fmt: skip
-        # What makes one unlike the others is made anew each time. What is odd about those that are alike is said once.
+        # Terms that only one connection has are made each time. Faults that many connections share are logged once.
         same = not (
             auth_exclude_mechanism or command_call_limit is not None
             or log.isEnabledFor(logging.INFO) or isinstance(handler, type) or hooks_of(handler)

@@ -110,7 +110,8 @@ class StreamServer(asyncio.AbstractServer):
             arrival.close()
         if self._tls is not None:
             for task in self._attaching:
-                self._loop.call_soon(task.cancel)  # after its first step, lest nobody close the socket
+                # A task that is cancelled before its first step leaves its socket open.
+                self._loop.call_soon(task.cancel)
         self._accepting.close()
         sockets.close(self._listeners)
         self._listeners.clear()

@@ -265,7 +265,7 @@ def test_the_configuration_passes_check_config(tmp_path: Path) -> None:
     certificate = trustme.CA().issue_cert("mx.example.com")
     certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
     done = subprocess.run(
-        # What lies on a real machine only is set anew; flags win over the file.
+        # What lies on a real machine only is set here; flags win over the file.
         [
             *(sys.executable, "-m", "fastsmtp", "check-config", "--config", EXAMPLES / "fastsmtp.toml"),
             *("--tls-certificate", tmp_path / "both.pem", "--tls-key", tmp_path / "both.pem"),

@@ -75,7 +75,7 @@ cdef extern from "readiness.h":
 cdef enum:
     LOOKS = 4               # at the set, before the loop has its turn: a look is cheaper than a turn
     FOUND = 64              # sockets that are served after one look
-    ACCEPTS = 16            # connections accepted at once: a burst shall not all be one worker's
+    ACCEPTS = 16            # connections accepted at once: a burst is spread over the workers
     SEALED = 128 * 1024     # octets of one read under TLS
     SHORT = 16 * 1024       # a read of fewer octets may be all that a client sends before it has an acknowledgement
     RESERVE = 256           # descriptors that connections leave for their messages, or an eighth of all
@@ -353,7 +353,7 @@ cdef class Entrance(Watched):
     """A listening socket, which stays its owner's. ``accepted`` is called with each new stream, which it begins;
     ``failed`` with the ``OSError`` if there can be none, after which nothing is accepted until ``open``.
 
-    Of several processes that wait on one socket, a new connection shall wake one, and rather the same: in the poller's
+    Of several processes that wait on one socket, a new connection should wake one, and rather the same: in the poller's
     set, which the loop's set has in it, it woke all, and 8 workers took 1.5 times the CPU of one for a message. So the
     socket is in the loop's set, where the system can do that, as another name of a descriptor that the loop watches.
     """

@@ -36,7 +36,7 @@ cdef class Wire:
     cdef char *tail
     cdef size_t tail_length
     cdef bint tail_pending      # it may hold whole commands: it waits for an answer, not for octets
-    # what it shall be told at the end of this turn
+    # replies that are sent at the end of this turn
     cdef bytes first_reply
     cdef list more_replies      # if there are several: all
     cdef size_t octets_said     # by several

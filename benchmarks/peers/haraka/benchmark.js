@@ -32,7 +32,7 @@ function end() {
 function end_all() {
     const workers = Object.values(cluster.workers ?? {});
     if (!workers.length) end();
-    cluster.removeAllListeners('exit'); // Haraka would start them anew
+    cluster.removeAllListeners('exit'); // Haraka would start them again
     cluster.on('exit', () => {
         if (!Object.keys(cluster.workers).length) process.exit(0);
     });
