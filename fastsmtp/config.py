@@ -254,7 +254,7 @@ class Config(BaseSettings):
         le=_INT_MAX,
         description="How many of the commands NOOP, RSET, VRFY, HELP, EHLO, HELO and MAIL one connection may send "
         "without an accepted message; then it is closed with 421. An accepted message sets the count back; a "
-        "refused recipient does not count. Raise it for clients that send many messages of which each is refused. 0 is no limit.",
+        "refused recipient does not count. Raise it for clients whose messages are often refused. 0 is no limit.",
     )
     addresses: Annotated[
         Literal["lenient", "strict"],
