@@ -402,7 +402,7 @@ class Json(logging.Formatter):
         }
         if record.exc_info and record.exc_info[1] is not None:
             fields["traceback"] = record.exc_text or traceback_of(record.exc_info[1])
-        return json.dumps(fields)
+        return json.dumps(fields, separators=(",", ":"))
 
 
 def configure(level: str, form: str) -> None:

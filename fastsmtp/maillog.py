@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import re
+import select
 import time
 from json.encoder import encode_basestring_ascii as _json
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -31,6 +32,8 @@ _MILLISECONDS = [f"{number:03d}" for number in range(1000)]  # to format one cos
 _RECIPIENTS = 5  # that are named
 _LONGEST = 100  # characters of a value
 _LONGEST_REPLY = 500
+_SHORTER = 8  # so many times shorter are the values of a line that is too long, as escapes make it
+_MANY = 1000  # characters of a line that may be too many octets
 
 _BARE = re.compile(
     r"[!#-<>-\[\]-~]+"
@@ -88,7 +91,12 @@ class MailLog:
             if self._timer is None:
                 self._timer = self._loop.call_later(1.0, self.tell)
             return
-        self._write(self._head(time.time()) + self._tail(connection, stage, event, reply, now))
+        head = self._head(time.time())
+        line = head + self._tail(connection, stage, event, reply, now, 1)
+        if len(line) > _MANY and len(line.encode("utf-8", "backslashreplace")) >= select.PIPE_BUF:
+            # A pipe takes no longer line whole, and those of other processes would come in between.
+            line = head + self._tail(connection, stage, event, reply, now, _SHORTER)
+        self._write(line)
 
     def tell(self) -> None:
         """Says how many lines were left out, if any were."""
@@ -157,9 +165,9 @@ def _said(reply: bytes) -> str:
 _PLAIN = re.compile(r"[ !#-\[\]-~]*").fullmatch  # printable ASCII, and neither a quote nor a backslash
 
 
-def _bare(value: str) -> str:
+def _bare(value: str, most: int = _LONGEST) -> str:
     """A value that is told apart from what follows."""
-    return value if len(value) <= _LONGEST and _BARE(value) else _quoted(value, _LONGEST) if value else "-"
+    return value if len(value) <= most and _BARE(value) else _quoted(value, most) if value else "-"
 
 
 def _quoted(value: str, most: int) -> str:
@@ -169,7 +177,8 @@ def _quoted(value: str, most: int) -> str:
     return f'"{shown}"'
 
 
-def _as_text(connection: Connection, stage: str, event: str, reply: bytes, now: float) -> str:
+def _as_text(connection: Connection, stage: str, event: str, reply: bytes, now: float, cut: int) -> str:
+    longest = _LONGEST // cut
     session, envelope = connection.session, connection.envelope
     sender = envelope.mail_from if envelope is not None else None
     hello = _word(session.host_name) if session.host_name else "-"
@@ -181,22 +190,22 @@ def _as_text(connection: Connection, stage: str, event: str, reply: bytes, now: 
         recipients = envelope.rcpt_tos or []
         named = [_word(recipient) for recipient in recipients[:_RECIPIENTS]]
         if len(recipients) > _RECIPIENTS:
-            named = [brief(recipient, _LONGEST) for recipient in named]
+            named = [brief(recipient, longest) for recipient in named]
         to = f"<{'>,<'.join(named)}>" if named else "-"
         # One look at both: nearly always nothing has to be quoted.
-        if len(path) + len(to) > _LONGEST or not _BARE(path + to):
-            path = _bare(path)
-            to = to if _BARE(to) and len(to) <= _LONGEST else _quoted(to, _RECIPIENTS * _LONGEST)
+        if len(path) + len(to) > longest or not _BARE(path + to):
+            path = _bare(path, longest)
+            to = to if _BARE(to) and len(to) <= longest else _quoted(to, _RECIPIENTS * longest)
         more = len(recipients) - len(named)
         of_message = (
             f"from={path} to={to} {f'more={more} ' if more else ''}size={connection.message_size} "
             f"id={safe_id(envelope.id)} ms={(now - connection.message_began) * 1000:.1f}"
         )
-    if len(hello) > _LONGEST or not _BARE(hello):
-        hello = _quoted(hello, _LONGEST)
+    if len(hello) > longest or not _BARE(hello):
+        hello = _quoted(hello, longest)
     command = "" if event == "accepted" else connection.refused_command
     if command:
-        command = f" command={_quoted(command, _LONGEST)}"
+        command = f" command={_quoted(command, longest)}"
     if connection.transport is None and reply:
         command += " told=no"
     address: Any = session.peer
@@ -205,7 +214,11 @@ def _as_text(connection: Connection, stage: str, event: str, reply: bytes, now: 
     )
     peer = _bare(f"{address[0]}:{address[1]}" if ipv4 else _peer(connection))
     said = _said(reply)
-    said = f'"{said}"' if len(said) <= _LONGEST_REPLY and _PLAIN(said) else _quoted(said, _LONGEST_REPLY)
+    said = (
+        f'"{said}"'
+        if len(said) <= _LONGEST_REPLY // cut and _PLAIN(said)
+        else _quoted(said, _LONGEST_REPLY // cut)
+    )
     tls = _bare(_tls(session)) if session.tls else "-"
     return (
         f"{event} stage={stage} session={safe_id(session.id)} peer={peer} hello={hello} tls={tls} "
@@ -222,7 +235,8 @@ def _text_of(value: object, most: int = _LONGEST) -> str:
     return _json(value if len(value) <= most and value.isprintable() else brief(value, most))
 
 
-def _as_json(connection: Connection, stage: str, event: str, reply: bytes, now: float) -> str:
+def _as_json(connection: Connection, stage: str, event: str, reply: bytes, now: float, cut: int) -> str:
+    longest = _LONGEST // cut
     session, envelope = connection.session, connection.envelope
     sender = envelope.mail_from if envelope is not None else None
     clock = time.time()
@@ -231,20 +245,20 @@ def _as_json(connection: Connection, stage: str, event: str, reply: bytes, now: 
         of_message = '"from":null,"to":[],"recipients":0,"size":0,"id":null,"ms":null'
     else:
         recipients = envelope.rcpt_tos or []
-        to = ",".join([_text_of(recipient) for recipient in recipients[:_RECIPIENTS]])
+        to = ",".join([_text_of(recipient, longest) for recipient in recipients[:_RECIPIENTS]])
         of_message = (
-            f'"from":{_text_of(sender)},"to":[{to}],"recipients":{len(recipients)},'
+            f'"from":{_text_of(sender, longest)},"to":[{to}],"recipients":{len(recipients)},'
             f'"size":{connection.message_size},"id":"{safe_id(envelope.id)}",'
             f'"ms":{(now - connection.message_began) * 1000:.1f}'
         )
     command = "" if event == "accepted" else connection.refused_command
     if command:
-        command = f'"command":{_text_of(command)},'
+        command = f'"command":{_text_of(command, longest)},'
     if connection.transport is None and reply:
         command += '"told":false,'
     return (
         f'{{"time":"{stamp}.{int(clock % 1 * 1000):03d}Z","level":"INFO","logger":"{NAME}","process":{os.getpid()},'
         f'"event":"{event}","stage":"{stage}","session":"{safe_id(session.id)}","peer":{_text_of(_peer(connection))},'
-        f'"hello":{_text_of(session.host_name or "")},"tls":{_text_of(_tls(session))},{of_message},{command}'
-        f'"reply":{_text_of(_said(reply), _LONGEST_REPLY)}}}'
+        f'"hello":{_text_of(session.host_name or "", longest)},"tls":{_text_of(_tls(session))},{of_message},{command}'
+        f'"reply":{_text_of(_said(reply), _LONGEST_REPLY // cut)}}}'
     )
