@@ -441,11 +441,14 @@ def test_honest_clients_are_timed_beside_hostile_ones(name: str, certificate: di
     assert figures["RSS MiB before"] <= figures["most"]
     if not scenario.kills:
         assert figures["failed"] == 0
-        assert figures["most of them"] >= figures["descriptors before"] + SMALL[name] * (name != "mailboxes")
     if scenario.attack == "mailboxes":
         assert figures["their messages"] > 0
+    elif name == "noops-20":  # each connection ends after 100 commands, so that seldom all are there
+        assert figures["ended by the server"] > 0
     elif scenario.attack:
         assert figures["attackers"] == SMALL[name]
+        if not scenario.kills:
+            assert figures["most of them"] >= figures["descriptors before"] + SMALL[name]
 
 
 @needs_core
