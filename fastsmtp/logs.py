@@ -28,7 +28,7 @@ _LONGEST_TRACEBACK = 100  # lines
 # Lines of one kind in one period; the rest of the period is a number.
 _BURST = 5
 _PERIOD = 10.0  # seconds
-_KINDS = 256  # that are told apart in one period
+_KINDS = 256  # of lines counted in one period
 
 _NOT_ID = re.compile(r"[^A-Za-z0-9._-]")
 _LONGEST_ID = 64

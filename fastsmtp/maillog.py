@@ -166,7 +166,7 @@ _PLAIN = re.compile(r"[ !#-\[\]-~]*").fullmatch  # printable ASCII, and neither 
 
 
 def _bare(value: str, most: int = _LONGEST) -> str:
-    """A value that is told apart from what follows."""
+    """A value, quoted where the next field could be taken for a part of it."""
     return value if len(value) <= most and _BARE(value) else _quoted(value, most) if value else "-"
 
 

@@ -428,7 +428,7 @@ def test_a_hook_that_takes_too_long_is_answered_for() -> None:
 
 
 class Yields(Script):
-    """Goes on with a turn when it is told to."""
+    """Goes on with a turn when the test calls ``take_turn``."""
 
     ways = 0
 

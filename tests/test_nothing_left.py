@@ -35,7 +35,7 @@ class Takes:
 
 
 class Waits(Takes):
-    """Has the message when it is told to."""
+    """Has the message when ``go`` is set."""
 
     def __init__(self) -> None:
         self.asked = False

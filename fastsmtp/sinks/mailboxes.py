@@ -1,7 +1,7 @@
 """Mailboxes: the path of a Maildir, and which folder of it a recipient has.
 
 Knows the placeholders {local} and {domain}, and how an address becomes a folder's name that cannot leave its
-place or meet another address's, however its domain is written. Refuses to know what lies in the folders.
+place or meet another address's, however its domain is written. Does not look into the folders.
 """
 
 import difflib
